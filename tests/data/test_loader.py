@@ -1,0 +1,71 @@
+"""The loader equals a plain Python loop, and an epoch entered at any step goes on as it would have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tests.reference import data as twin
+from weightclass.data.dataset import Dataset
+from weightclass.data.loader import Batch, Loader
+from weightclass.errors import UserError
+
+
+def made_up(count: int) -> Dataset:
+    images = torch.arange(count * 4).view(count, 1, 2, 2).to(torch.uint8)
+    return Dataset(images, torch.arange(count) % 3, ("a", "b", "c"))
+
+
+def plain(batch: Batch) -> tuple[list, list, list]:
+    return batch.images.tolist(), batch.labels.tolist(), batch.slots.tolist()
+
+
+counts, sizes, seeds, epochs = st.integers(2, 40), st.integers(1, 45), st.integers(0, 2**40), st.integers(0, 300)
+
+
+@given(counts, sizes, st.tuples(seeds, epochs), st.booleans(), st.integers(0, 45))
+def test_equals_a_plain_loop_from_any_step(count: int, size: int, when: tuple[int, int], drop_last: bool, first: int):
+    dataset, (seed, epoch) = made_up(count), when
+    expected = twin.batches(dataset, size, seed, epoch, drop_last)
+    assume(expected)
+    loader = Loader(dataset, size, seed, drop_last)
+    assert loader.steps == len(expected)
+    assert list(map(plain, loader.epoch(epoch))) == expected
+    assert list(map(plain, loader.epoch(epoch, first))) == expected[first:]
+
+
+def test_every_image_is_served_once_in_an_order_of_its_own_each_epoch():
+    loader = Loader(made_up(50), 8, seed=3)
+    orders = [torch.cat([batch.images[:, 0, 0, 0] for batch in loader.epoch(epoch)]).tolist() for epoch in range(4)]
+    assert all(sorted(order) == list(range(0, 200, 4)) for order in orders)
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_batches_are_uint8_images_with_int64_labels_and_slots():
+    batch = next(Loader(made_up(5), 4, 0).epoch(0))
+    assert (batch.images.dtype, batch.labels.dtype, batch.slots.dtype) == (torch.uint8, torch.int64, torch.int64)
+    assert batch.images.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "drop_last", "lengths"),
+    [
+        (9, 4, False, [4, 4]),
+        (10, 4, False, [4, 4, 2]),
+        (10, 4, True, [4, 4]),
+        (3, 8, False, [3]),
+        (3, 1, False, [1] * 3),
+    ],
+)
+def test_a_last_batch_of_one_image_is_left_out(count: int, size: int, drop_last: bool, lengths: list[int]):
+    loader = Loader(made_up(count), size, 0, drop_last)
+    assert [len(batch.labels) for batch in loader.epoch(0)] == lengths
+    assert loader.steps == len(lengths)
+
+
+@pytest.mark.parametrize(("count", "size", "drop_last"), [(1, 2, False), (7, 8, True)])
+def test_a_loader_without_a_batch_is_refused(count: int, size: int, drop_last: bool):
+    with pytest.raises(UserError, match=f"batch of {size} .* {count} images"):
+        Loader(made_up(count), size, 0, drop_last)

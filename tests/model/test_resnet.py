@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.reference.plain_resnet import PlainResNet
+from weightclass import config
+from weightclass.errors import UserError
+from weightclass.model.resnet import ACTIVATIONS, ResNet, ResNetConfig, build
+
+CIFAR = (3, 32, 32)
+# (blocks, channels, pool, parameters): the paper's networks and the two course projects that it cites
+PUBLISHED = [
+    ((3, 3, 3, 3), (128, 100, 164, 200), 4, 4_978_810),
+    ((3, 3, 3, 3), (128, 100, 160, 200), 4, 4_908_434),
+    ((3, 3, 2, 3), (138, 100, 204, 190), 4, 4_969_776),
+    ((3, 3, 2, 3), (136, 100, 188, 204), 4, 4_997_074),
+    ((3, 3, 2, 3), (94, 192, 120, 200), 4, 4_988_256),
+    ((3, 4, 6, 3), (32, 64, 128, 256), 4, 5_326_506),
+    ((3, 4, 3), (64, 128, 256), 8, 4_623_178),
+    ((3, 4, 6, 3), (64, 128, 128, 256), 4, 6_412_362),
+    ((2, 2, 2, 2), (16, 32, 64, 128), 4, 701_466),
+    ((2, 2, 2, 2), (64, 128, 256, 512), 4, 11_173_962),
+    ((4, 4, 3), (64, 128, 256), 8, 4_697_162),
+    ((3, 3, 2, 3), (64, 128, 128, 256), 4, 4_935_242),
+]
+SMALL: dict[str, Any] = {"blocks": (1, 2), "channels": (4, 6), "pool": "global"}
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.sin(torch.arange(torch.Size(shape).numel(), dtype=torch.float32) * 0.7).view(shape)
+
+
+@pytest.mark.parametrize(("blocks", "channels", "pool", "parameters"), PUBLISHED)
+def test_published_parameter_counts(blocks, channels, pool, parameters):
+    model = build(ResNetConfig(blocks=blocks, channels=channels, pool=f"avg({pool})"), CIFAR, 10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_default_is_the_papers_small_network():
+    assert sum(p.numel() for p in build(ResNetConfig(), CIFAR, 10).parameters()) == 701_466
+
+
+@pytest.mark.parametrize(
+    ("blocks", "channels", "kernels", "skip_kernels", "pool", "size"),
+    [
+        ([1, 1, 1, 1], [8, 10, 12, 14], [3, 3, 3, 3], [1, 1, 1, 1], 4, 32),
+        ([2, 1, 2], [8, 8, 8], [3, 5, 1], [1, 3, 5], 2, 16),  # equal widths still project where the map halves
+        ([2, 3], [5, 7], [3, 3], [3, 3], 3, 13),
+        ([1], [6], [7], [1], 4, 8),  # pool leaves 2x2: a wider linear layer
+    ],
+)
+def test_equals_plain_twin(*, blocks, channels, kernels, skip_kernels, pool, size):
+    settings = ResNetConfig(
+        blocks=tuple(blocks),
+        channels=tuple(channels),
+        kernels=tuple(kernels),
+        skip_kernels=tuple(skip_kernels),
+        pool=f"avg({pool})",
+    )
+    model = build(settings, (3, size, size), 10, seed=1)
+    twin = PlainResNet(
+        blocks=blocks,
+        channels=channels,
+        kernels=kernels,
+        skip_kernels=skip_kernels,
+        pool=pool,
+        features=model.linear.in_features,
+    )
+    twin.load_state_dict(model.state_dict())  # strict: the names agree as well
+    batch = images(4, 3, size, size).contiguous(memory_format=torch.channels_last)
+    for training in (True, False):  # training first, so that evaluation has moved running statistics
+        ours, plain = model.train(training)(batch), twin.train(training)(batch)
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+    model(batch).square().sum().backward()
+    twin(batch).square().sum().backward()
+    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=2e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_parameter_names_are_the_well_known_ones():
+    names = set(build(ResNetConfig(), CIFAR, 10).state_dict())
+    assert {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer1.1.bn2.running_var"} < names
+    assert {"layer2.0.shortcut.0.weight", "layer2.0.shortcut.1.bias", "linear.weight", "linear.bias"} < names
+    assert not any(name.startswith(("layer1.0.shortcut", "layer2.1.shortcut")) for name in names)
+
+
+@given(
+    height=st.integers(4, 21),
+    width=st.integers(4, 21),
+    channels=st.integers(1, 5),
+    downsample=st.sampled_from(["stride", "avgpool", "maxpool"]),
+    pool=st.sampled_from(["global", "avg(1)", "max(1)"]),
+    kernel=st.sampled_from([1, 3, 5]),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_image_size(*, height, width, channels, downsample, pool, kernel):
+    shape = (channels, height, width)
+    settings = ResNetConfig(
+        blocks=(1, 1, 1), channels=(2, 3, 2), downsample=downsample, pool=pool, kernels=kernel, skip_kernels=kernel
+    )
+    model = build(settings, shape, 7)
+    assert model(torch.empty(2, *shape, device="meta")).shape == (2, 7)
+    halved = -(-height // 4) * -(-width // 4)  # every way of halving rounds up
+    assert model.linear.in_features == 2 * (1 if pool == "global" else halved)
+
+
+def test_downsample_pools_both_paths():
+    pooled = build(ResNetConfig(**SMALL, downsample="maxpool"), (3, 8, 8), 5, seed=3).eval()
+    plain = build(ResNetConfig(**SMALL), (3, 8, 8), 5, seed=3).eval()
+    block, twin = pooled.get_submodule("layer2.0"), plain.get_submodule("layer2.0")
+    for module in twin.modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+    x = images(2, 4, 8, 8)
+    torch.testing.assert_close(block(x.clone()), twin(nn.functional.max_pool2d(x, 2)))
+
+
+def test_max_pool_and_global_pool():
+    features = images(2, 6, 4, 4)
+    kinds = {"max(2)": nn.MaxPool2d(2), "avg(2)": nn.AvgPool2d(2), "global": nn.AdaptiveAvgPool2d(1)}
+    for pool, plain in kinds.items():
+        model = build(ResNetConfig(**{**SMALL, "pool": pool}), (3, 8, 8), 5, seed=0)
+        torch.testing.assert_close(model._pool(features).flatten(1), plain(features).flatten(1))
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_every_activation_trains(activation, norm):
+    model = build(ResNetConfig(**SMALL, activation=activation, norm=norm), (1, 6, 6), 3, seed=0)
+    model(images(4, 1, 6, 6)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert any(name.endswith("conv1.bias") for name, _ in model.named_parameters()) == (norm == "none")
+
+
+def test_zero_init_residual_starts_as_the_shortcut():
+    for norm in ("batch", "none"):
+        model = build(ResNetConfig(**SMALL, zero_init_residual=True, norm=norm), (3, 8, 8), 5, seed=0)
+        x = images(2, 4, 8, 8).abs()
+        torch.testing.assert_close(model.get_submodule("layer1.0")(x.clone()), x)
+
+
+def test_dropout_comes_before_the_linear_layer():
+    model = build(ResNetConfig(**SMALL, dropout=0.5), (3, 8, 8), 5, seed=0)
+    with pytest.raises(RuntimeError, match="place"):
+        model(images(4, 3, 8, 8))
+    model.dropout.place(1, torch.arange(4))  # type: ignore[operator]
+    assert model(images(4, 3, 8, 8)).shape == (4, 5)
+
+
+def test_weights_are_a_function_of_the_seed_alone():
+    state = torch.get_rng_state()
+    first, again, other = (build(ResNetConfig(**SMALL), (3, 8, 8), 5, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own generator is neither read nor moved
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+
+
+def test_without_a_seed_nothing_is_allocated():
+    huge = build(ResNetConfig(channels=(4096, 8192, 16384, 32768)), CIFAR, 10)
+    assert all(p.is_meta for p in huge.parameters())
+    assert isinstance(huge, ResNet)
+
+
+# --- refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tree", "reason"),
+    [
+        ({"blocks": [1, 1]}, "blocks has 2 and channels 4 entries"),
+        ({"blocks": [], "channels": []}, "blocks has 0"),
+        ({"kernels": [3, 3]}, "kernels has 2 entries for 4 layers"),
+        ({"skip_kernels": 2}, "skip_kernels = 2 is even .* use 3"),
+        ({"kernels": [3, 3, 4, 3]}, "kernels = 4 is even .* use 5"),
+        ({"stem_kernel": 2}, "stem_kernel = 2 is even"),
+        ({"pool": "avg(0)"}, "pool = 'avg\\(0\\)': write avg"),
+        ({"pool": "mean"}, "write avg\\(4\\)"),
+        ({"dropout": 1.0}, "dropout = 1.0"),
+        ({"channels": [16, 0, 64, 128]}, "channels.*>= 1"),
+        ({"chanels": [1]}, "did you mean channels"),
+    ],
+)
+def test_bad_settings_are_refused(tree, reason):
+    with pytest.raises(UserError, match=reason):
+        config.build({"name": "resnet", **tree}, ResNetConfig, "recipe")
+
+
+def test_settings_survive_toml():
+    settings = ResNetConfig(kernels=(3, 3, 5, 5))
+    tree = config.parse_toml(config.to_toml(settings), "text")
+    assert config.build(tree, ResNetConfig, "text") == settings
+
+
+def test_a_pool_larger_than_the_last_map_is_refused():
+    with pytest.raises(UserError, match=r"avg\(4\) is larger than the last map, 1x1 .* use global, avg\(1\)"):
+        build(ResNetConfig(), (1, 8, 8), 10)
+
+
+def test_images_too_small_to_halve_are_refused():
+    with pytest.raises(UserError, match=r"4x9 images are too small for 4 layers: layer 4 .* 1x3; use at most 3"):
+        build(ResNetConfig(pool="global"), (1, 4, 9), 10)

@@ -1,0 +1,196 @@
+"""Writes that are whole or absent, a lock that dies with its holder, and JSON lines that bear a torn tail."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightclass import files
+from weightclass.errors import UserError
+from weightclass.files import append_jsonl, atomic_write, read_jsonl, run_lock, sha256_file
+
+ROOT = Path(__file__).parents[1]
+
+# --- atomic_write ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("data", "stored"), [(b"\x00\xff", b"\x00\xff"), ("é\n±\r\n", "é\n±\r\n".encode()), ("", b"")])
+def test_writes_bytes_and_utf8_text_as_they_are(tmp_path: Path, data: bytes | str, stored: bytes) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    atomic_write(path, data)
+    assert path.read_bytes() == stored
+    atomic_write(str(path), b"again")
+    assert path.read_bytes() == b"again"
+    assert os.listdir(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (errno.ENOSPC, r"disk full: could not write .*file; free some space .* \(nothing was lost\)"),
+        (errno.EDQUOT, "disk full"),
+        (errno.EACCES, "no permission to write .*file"),
+        (errno.EROFS, "choose another folder"),
+    ],
+)
+def test_a_failed_write_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int, cure: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    path = tmp_path / "file"
+    atomic_write(path, "old")
+    monkeypatch.setattr(*((files.os, "fsync") if step == "fsync" else (Path, "replace")), fail)
+    with pytest.raises(UserError, match=cure):
+        atomic_write(path, "new")
+    assert (path.read_text(), os.listdir(tmp_path)) == ("old", ["file"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "broken disk")])
+def test_what_no_user_can_mend_passes_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(_: int) -> None:
+        raise error
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(type(error)):
+        atomic_write(tmp_path / "file", "new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    for place in ("taken/file", "taken/deeper/file"):
+        with pytest.raises(UserError, match="a file stands where a folder is needed"):
+            atomic_write(tmp_path / place, "new")
+
+
+def test_sha256(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    atomic_write(tmp_path / "file", data)
+    assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+# --- run_lock ----------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys
+from weightclass.files import run_lock
+with run_lock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(folder: Path) -> subprocess.Popen[str]:
+    """Another process that holds `folder` until its standard input closes."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_one_process_a_folder(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    with holder(run) as process:
+        with pytest.raises(UserError, match=rf"another process \(pid {process.pid}\) is using .*one: .* --out"):
+            run_lock(run).__enter__()
+        process.communicate("")
+    with run_lock(run):
+        assert (run / ".lock.pid").read_text() == f"{os.getpid()}\n"
+    assert not (run / ".lock.pid").exists()
+
+
+def test_a_killed_holder_frees_the_lock_and_its_litter_goes(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        (tmp_path / ".result.json.123.tmp").write_text("half a res")
+        process.send_signal(signal.SIGKILL)
+    assert (tmp_path / ".lock.pid").read_text() == f"{process.pid}\n"
+    with run_lock(tmp_path):
+        assert (tmp_path / ".lock.pid").read_text() == f"{os.getpid()}\n"
+        assert not (tmp_path / ".result.json.123.tmp").exists()
+
+
+def test_the_same_process_cannot_hold_a_folder_twice_but_can_again(tmp_path: Path) -> None:
+    with run_lock(tmp_path), pytest.raises(UserError, match=f"pid {os.getpid()}"):
+        run_lock(tmp_path).__enter__()
+    with pytest.raises(ZeroDivisionError), run_lock(tmp_path):
+        _ = 1 / 0
+    with run_lock(tmp_path):
+        pass
+
+
+def test_the_holder_may_not_have_written_its_pid_yet(tmp_path: Path) -> None:
+    with run_lock(tmp_path):
+        (tmp_path / ".lock.pid").unlink()
+        with pytest.raises(UserError, match="pid unknown"):
+            run_lock(tmp_path).__enter__()
+
+
+def test_a_lock_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="a file stands where a folder is needed"):
+        run_lock(tmp_path / "file").__enter__()
+
+
+# --- JSON lines --------------------------------------------------------------------------------------------
+
+RECORDS = st.lists(st.dictionaries(st.text(), st.integers(-(2**53), 2**53) | st.text() | st.booleans()), max_size=4)
+
+
+@given(RECORDS, RECORDS, st.data())
+def test_whatever_byte_a_kill_fell_on(
+    tmp_path_factory: pytest.TempPathFactory, first: list, second: list, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("jsonl") / "metrics.jsonl"
+    append_jsonl(path, *first)
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:cut])
+    kept = first[: whole[:cut].count(b"\n")]
+    assert read_jsonl(path) == kept
+    append_jsonl(path, *second)
+    assert read_jsonl(path) == kept + second
+
+
+def test_lines_are_plain_json(tmp_path: Path) -> None:
+    append_jsonl(tmp_path / "m", {"step": 1, "loss": float("nan")}, {"name": "é"})
+    assert (tmp_path / "m").read_bytes() == '{"step":1,"loss":null}\n{"name":"é"}\n'.encode()
+
+
+def test_no_file_no_records(tmp_path: Path) -> None:
+    assert read_jsonl(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"a": 1}', b'{"a', b"\xc3", b"\x00\x00", b"not json\n", b"\xff\n"])
+def test_a_torn_tail_is_ignored(tmp_path: Path, tail: bytes) -> None:
+    (tmp_path / "m").write_bytes(b'{"a":0}\n' + tail)
+    assert read_jsonl(tmp_path / "m") == [{"a": 0}]
+
+
+@pytest.mark.parametrize("middle", [b"not json", b"\xff", b""])
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, middle: bytes) -> None:
+    (tmp_path / "m").write_bytes(b'{"a":0}\n' + middle + b'\n{"a":1}\n')
+    with pytest.raises(UserError, match="m, line 2: not JSON"):
+        read_jsonl(tmp_path / "m")
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(UserError, match="disk full: could not write /dev/full"):
+        append_jsonl(full, {"a": 1})

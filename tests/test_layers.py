@@ -1,0 +1,87 @@
+"""Imports point down only, parts on one storey are blind to each other, and `import weightclass` stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "weightclass"
+STOREYS = (
+    {"__main__"},
+    {"cli"},
+    {"report"},
+    {"study", "edge"},
+    {"run"},
+    {"modelfile", "results"},
+    {"recipe"},
+    {"training", "evaluate", "data", "augment", "model"},
+    {"device", "runlog"},  # the ground: these two may stand on those below
+    {"config", "seeding", "files", "stopping"},
+    {"errors"},
+)
+HEAVY = {"matplotlib", "sklearn", "scipy", "pooch", "rich", "tyro", "PIL", "jinja2", "pandas", "onnx", "onnxruntime"}
+DEPTH = {part: depth for depth, parts in enumerate(STOREYS) for part in parts}
+
+
+def imported_parts(source: str) -> Iterator[str]:
+    """The parts of weightclass that `source` imports, at any depth of nesting: `train` of weightclass.train.loss."""
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            package, *rest = name.split(".")
+            if package == "weightclass" and rest and rest[0] != "__version__":
+                yield rest[0]
+
+
+def climbs(part: str, source: str) -> list[str]:
+    """What `part` must not import: parts beside or above it."""
+    return [other for other in imported_parts(source) if other != part and DEPTH[other] <= DEPTH[part]]
+
+
+FILES = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in sorted(PACKAGE.rglob("*.py"))}
+del FILES[PACKAGE / "__init__.py"]  # the façade names functions of any storey and imports none before its use
+
+
+def test_every_part_has_a_storey() -> None:
+    assert set(FILES.values()) <= set(DEPTH)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_down(path: Path) -> None:
+    assert climbs(FILES[path], path.read_text(encoding="utf-8")) == []
+
+
+def test_the_guard_sees_a_climb() -> None:
+    assert climbs("training", "from weightclass.model.resnet import ResNet") == ["model"]
+    assert climbs("config", "def late():\n    import weightclass.run") == ["run"]
+    assert climbs("recipe", "from weightclass import __version__, run, training") == ["run"]
+    assert climbs("run", "from weightclass.recipe import Recipe\nfrom weightclass.run import go") == []
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level names in sys.modules after `code` ran in a fresh interpreter."""
+    report = "; import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    command = [sys.executable, "-c", code + report]
+    return set(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.split())
+
+
+def test_importing_the_package_is_light() -> None:
+    assert not loaded_by("import weightclass") & (HEAVY | {"torch", "numpy"})
+
+
+def test_no_module_imports_anything_heavy_but_torch() -> None:
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES if "__" not in path.stem]
+    assert not (loaded_by("import " + ", ".join(names)) - loaded_by("import torch")) & HEAVY
+
+
+def test_the_door_imports_nothing_heavy() -> None:
+    if (PACKAGE / "cli.py").exists():
+        assert not loaded_by("import weightclass.cli") & (HEAVY | {"torch", "numpy"})

@@ -1,0 +1,98 @@
+"""The door: one short function a verb. Heavy imports stand inside, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from weightclass.errors import UserError
+
+_STARTED = time.monotonic()
+_SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
+
+Recipe = Annotated[Positional[str], arg(help="a recipe's name, or a .toml file", metavar="RECIPE")]
+Overrides = Annotated[
+    Positional[tuple[str, ...]], arg(help="settings, such as train.epochs=30", metavar="table.key=value")
+]
+
+
+def _train(
+    recipe: Recipe = "quickstart",
+    overrides: Overrides = (),
+    *,
+    out: Annotated[str, arg(help="where the run folders go")] = "runs",
+    time_limit: Annotated[str, arg(help="save and stop in time: 90s, 9m, 1.5h")] = "",
+    quiet: Annotated[bool, arg(help="print nothing but errors")] = False,
+) -> int:
+    """Train a recipe. The same command again continues a stopped run."""
+    from weightclass import run
+    from weightclass.config import parse_duration
+    from weightclass.stopping import EXIT_CODES
+
+    limit = parse_duration(time_limit) - (time.monotonic() - _STARTED) if time_limit else None
+    outcome = run.train(recipe, *overrides, out=out, time_limit=limit, quiet=quiet)
+    return EXIT_CODES[outcome.stopped] if outcome.stopped else 0
+
+
+def _eval(
+    model: Annotated[Positional[str], arg(help="a finished run's folder, or a model file")],
+    *,
+    split: Annotated[Literal["test", "validation", "train"], arg(help="which images to score")] = "test",
+    data_path: Annotated[str, arg(help="where the data lies, if not where the recipe says")] = "",
+) -> int:
+    """Score a trained model: accuracy with its interval, likelihood, classes, confusions."""
+    from weightclass import run
+    from weightclass.evaluation import metrics
+    from weightclass.runlog import console
+
+    console().print(metrics.table(run.evaluate(model, split, data_path)))
+    return 0
+
+
+def _weigh(
+    recipe: Recipe = "quickstart",
+    overrides: Overrides = (),
+    *,
+    draw: Annotated[str, arg(help="save a drawing of the network as this .png")] = "",
+) -> int:
+    """Weigh a recipe's network against its budget: parameters, MACs, bytes, activations."""
+    from weightclass import run
+    from weightclass.model import budget
+    from weightclass.runlog import console
+
+    weights = run.weigh(recipe, *overrides)
+    console().print(budget.table(weights))
+    if draw:
+        from weightclass.model.draw import draw as draw_network
+
+        draw_network(weights, draw, " ".join([recipe, *overrides]))
+        console().print(f"drawn in {draw}", markup=False)
+    return 0
+
+
+def _in_order(args: list[str]) -> list[str]:
+    """Settings may stand anywhere and the recipe may be left out: verb, recipe, settings, options."""
+    if args[:1] not in (["train"], ["weigh"]):
+        return args
+    settings = [word for word in args if _SETTING.match(word)]
+    rest = [word for word in args[1:] if not _SETTING.match(word)]
+    named = rest[:1] if rest and not rest[0].startswith("-") else ["quickstart"] * bool(settings)
+    return [args[0], *named, *settings, *rest[len(named) * (rest[:1] == named) :]]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse, run, and turn a user's mistake into one line on stderr and exit code 2."""
+    words = _in_order(sys.argv[1:] if args is None else args)
+    verbs = {"train": _train, "eval": _eval, "weigh": _weigh}
+    try:
+        sys.exit(tyro.extras.subcommand_cli_from_dict(verbs, prog="weightclass", args=words))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

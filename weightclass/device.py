@@ -1,0 +1,152 @@
+"""The machine: device, threads, precision and compilation, each decided once and kept for the whole run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+import torch
+import torch.nn.functional as F
+
+from weightclass.config import Table
+from weightclass.errors import UserError
+
+
+class Machine(Table):
+    """Recipe table [machine]: how to compute, not what."""
+
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"device", "threads", "compile"})
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+    """CPU threads; 0: as many as the process may use."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward and backward pass (weights stay float32). auto: bfloat16 on CUDA, on CPU where a probe says
+    that it pays."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile. auto: on CUDA."""
+
+
+class Decisions(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided at a run's first start; a later start reads them and must honour them."""
+
+    device: str
+    threads: int
+    precision: str
+    compile: bool
+
+
+def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
+    """Settle every "auto". `earlier` decisions stand; a setting that contradicts them is an error."""
+    if earlier:
+        return _honour(config, earlier)
+    device = _device(config.device)
+    threads = config.threads or _cores()
+    torch.set_num_threads(threads)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if device == "cuda" or (device == "cpu" and bfloat16_pays()) else "float32"
+    compiled = config.compile == "on" or (config.compile == "auto" and device == "cuda")
+    return Decisions(device=device, threads=threads, precision=precision, compile=compiled)
+
+
+def apply(decisions: Decisions) -> torch.device:
+    """Make this process compute as decided."""
+    torch.set_num_threads(decisions.threads)
+    if decisions.device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True  # torch's default for convolutions, as in the paper's runs
+        torch.backends.cudnn.benchmark = True
+    return torch.device(decisions.device)
+
+
+def _cores() -> int:
+    """Cores that this process may use (OMP_NUM_THREADS, where it is set, is a wish to be respected)."""
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    if wish.isdigit() and int(wish):
+        return int(wish)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _device(wanted: str) -> str:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, works in there.items() if works)
+    if not there[wanted]:
+        raise UserError(f"machine.device = {wanted!r}: torch finds none here; use machine.device=auto")
+    return wanted
+
+
+def _honour(config: Machine, earlier: Decisions) -> Decisions:
+    wanted: dict[str, Any] = {"device": config.device, "threads": config.threads or "auto"}
+    wanted |= {"precision": config.precision, "compile": config.compile}
+    taken: dict[str, Any] = msgspec.to_builtins(earlier) | {"compile": "on" if earlier.compile else "off"}
+    for key, value in wanted.items():
+        if value not in ("auto", taken[key]):
+            raise UserError(
+                f"machine.{key} = {value}, but this run was started with {taken[key]}: leave it, or train "
+                "in another folder with --out"
+            )
+    _device(earlier.device)
+    return earlier
+
+
+def bfloat16_pays(least: float = 1.3) -> bool:
+    """Whether a bf16 convolution, forward and backward, is at least `least` times as fast as float32 on this CPU.
+
+    On CPUs without bf16 instructions it is up to 100 times slower, so one round decides there.
+    """
+    x = torch.ones(32, 64, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+    w = torch.ones(64, 64, 3, 3).to(memory_format=torch.channels_last).requires_grad_()
+
+    def seconds(enabled: bool) -> float:
+        start = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            F.conv2d(x, w, padding=1).sum().backward()
+        return time.perf_counter() - start
+
+    seconds(False)  # warm up
+    full = seconds(False)
+    if seconds(True) > 5 * full:
+        return False
+    rounds = [(seconds(False), seconds(True)) for _ in range(5)]
+    return min(a for a, _ in rounds) >= least * min(b for _, b in rounds)
+
+
+def environment() -> Mapping[str, Any]:
+    """Where a run ran: versions, processor, accelerator. Goes into environment.json."""
+    import numpy
+
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "accelerator": accelerator,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the CUDA allocator's peak, elsewhere the process's resident peak (0 where the system does not tell)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

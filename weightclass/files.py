@@ -1,0 +1,157 @@
+"""Files that survive a kill, a full disk and a second process: atomic writes, a run folder's lock, JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from weightclass.errors import UserError
+
+_CURES = {
+    errno.ENOSPC: "disk full: could not write {}; free some space and run the same command again (nothing was lost)",
+    errno.EACCES: "no permission to write {}: choose another folder, or make this one writable",
+    errno.ENOTDIR: "could not write {}: a file stands where a folder is needed; move it or choose another folder",
+}
+_CURES |= {errno.EDQUOT: _CURES[errno.ENOSPC], errno.EEXIST: _CURES[errno.ENOTDIR]}
+_CURES |= dict.fromkeys((errno.EPERM, errno.EROFS), _CURES[errno.EACCES])
+
+
+@contextlib.contextmanager
+def _cured(path: Path) -> Iterator[None]:
+    """Turn the OSErrors that a user can mend into `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CURES:
+            raise
+        raise UserError(_CURES[error.errno].format(path)) from error
+
+
+def atomic_write(path: Path | str, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8, newlines kept) so that `path` holds all of it or what it held before.
+
+    Makes the folder where it is missing. Raises UserError where the disk is full or the place not writable.
+    """
+    path = Path(path)
+    payload = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: a rename across disks is a copy
+    with _cured(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:  # a Ctrl-C too
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system lets a folder be synced."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- one process a folder ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path | str) -> Iterator[None]:
+    """Hold `folder` (made where missing) for this process; UserError where another one holds it.
+
+    The system frees the lock when its holder dies, however it dies. `.lock.pid` tells who holds it. What a killed
+    holder's `atomic_write` left half written in the folder is removed.
+    """
+    import filelock
+
+    folder = Path(folder)
+    with _cured(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            cure = "wait for it or choose another folder with --out"
+            raise UserError(f"another process (pid {_holder(folder)}) is using {folder}: {cure}") from None
+    try:
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink()
+        atomic_write(folder / ".lock.pid", f"{os.getpid()}\n")
+        yield
+    finally:
+        (folder / ".lock.pid").unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / ".lock.pid").read_text(encoding="utf-8").strip() or "unknown"
+    except OSError:
+        return "unknown"  # it has only just taken the lock
+
+
+# --- JSON lines --------------------------------------------------------------------------------------------
+
+
+def append_jsonl(path: Path | str, *records: dict[str, Any]) -> None:
+    """Append one line a record and flush. A torn last line, left by a kill, is cut off first.
+
+    NaN and infinities are written as null, so that the file stays JSON.
+    """
+    path = Path(path)
+    lines = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+    with _cured(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            file.truncate(_whole_lines(file))
+            file.write(lines)
+
+
+def _whole_lines(file: BinaryIO) -> int:
+    """Bytes up to and with the last newline; reads the last byte only, unless the tail is torn."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 1, 0))
+    if file.read(1) in (b"", b"\n"):
+        return size
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
+
+
+def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file, none where it is missing; a torn last line is ignored.
+
+    Raises UserError where any other line is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(msgspec.json.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number}: not JSON; remove the line, or the file to start anew") from None
+    return records

@@ -1,0 +1,1 @@
+"""Networks, what they weigh, and how they look."""

@@ -1,0 +1,33 @@
+"""Batch norm over groups of a fixed number of images, so that micro-batches do not change what a step computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class GroupBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that, in training, normalises each `group` consecutive images on their own.
+
+    `group = None` (the default) and evaluation are plain batch norm. The last group may be smaller; a last group of
+    one image joins the group before it, for on a 1x1 map one image has no variance.
+
+    Running statistics move once a group, in order, as if each group were a forward pass: one batch of several groups
+    and the same groups one after another as micro-batches agree in outputs, gradients and buffers.
+    """
+
+    group: int | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[n, C, H, W] to the same shape; group i starts at image i * group."""
+        if not self.training or self.group is None:
+            return super().forward(input)
+        plain = super().forward
+        return torch.cat([plain(chunk) for chunk in input.split(_sizes(len(input), self.group))])
+
+
+def _sizes(images: int, group: int) -> list[int]:
+    full, rest = divmod(images, group)
+    if rest == 1 and full:
+        return [group] * (full - 1) + [group + 1]
+    return [group] * full + [rest] * (rest > 0)

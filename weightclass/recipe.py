@@ -1,0 +1,116 @@
+"""A recipe: every setting of a run, gathered from its parts, loaded by name or from a file, checked as a whole."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar
+
+from weightclass import config
+from weightclass.augment import pipeline
+from weightclass.augment.pipeline import Augment
+from weightclass.config import Table
+from weightclass.data import sources
+from weightclass.data.sources import Data
+from weightclass.device import Machine
+from weightclass.errors import UserError
+from weightclass.model import budget, resnet
+from weightclass.model.budget import Budget, Weights
+from weightclass.model.resnet import ResNetConfig
+from weightclass.training.loop import Train
+from weightclass.training.optim import SGD, Optimizer
+from weightclass.training.schedule import AnySchedule, Cosine
+
+
+class Recipe(Table):
+    """All tables of a recipe file. The budget bounds the network but does not change its weights."""
+
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"budget"})
+
+    data: Data = Data()
+    budget: Budget = Budget()
+    model: ResNetConfig = ResNetConfig()
+    augment: Augment = Augment()
+    optimizer: Optimizer = SGD()
+    schedule: AnySchedule = Cosine()
+    train: Train = Train()
+    machine: Machine = Machine()
+
+
+@dataclass(frozen=True)
+class Named:
+    """A recipe and the name it goes by (its file's), with its overrides."""
+
+    name: str
+    recipe: Recipe
+    overrides: tuple[str, ...] = ()
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    files = resources.files("weightclass").joinpath("recipes").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load(name: str, *overrides: str) -> Named:
+    """The recipe called `name` (shipped, or a .toml file), one level of `base`, overrides on top; checked."""
+    tree, label = _read(name)
+    base = tree.pop("base", None)
+    if base is not None:
+        below, _ = _read(str(base))
+        if "base" in below:
+            raise UserError(f"{name}: its base {base!r} has a base itself; one level only: copy what it needs")
+        tree = config.merge(below, tree, Recipe)
+    tree = config.apply_overrides(tree, overrides, Recipe)
+    recipe = config.build(tree, Recipe, f"recipe {label}")
+    check(recipe, f"recipe {label}")
+    return Named(label, recipe, overrides)
+
+
+def _read(name: str) -> tuple[dict[str, Any], str]:
+    path = Path(name)
+    if path.suffix == ".toml" or os.sep in name:
+        try:
+            return config.parse_toml(path.read_text(encoding="utf-8"), name), path.stem
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise UserError(f"recipe {name}: cannot be read: {reason}") from None
+    if name not in names():
+        raise UserError(f"no recipe is called {name!r}{config.near_miss(name, names())} (or a path ending in .toml)")
+    text = resources.files("weightclass").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
+    return config.parse_toml(text, name), name
+
+
+def check(recipe: Recipe, where: str) -> None:
+    """Refuse combinations across tables that cannot work."""
+    if recipe.schedule.warmup >= recipe.train.epochs:
+        raise UserError(
+            f"{where}: schedule.warmup = {recipe.schedule.warmup:g} epochs leaves nothing of "
+            f"train.epochs = {recipe.train.epochs}; shorten it"
+        )
+    if isinstance(recipe.schedule, Cosine) and recipe.schedule.eta_min >= recipe.optimizer.lr:
+        raise UserError(f"{where}: schedule.eta_min must be below optimizer.lr = {recipe.optimizer.lr:g}")
+    if recipe.data.watch_test and recipe.data.validation:
+        raise UserError(
+            f"{where}: data.watch_test draws test curves of a final training, data.validation = "
+            f"{recipe.data.validation} is for development: set one of them"
+        )
+
+
+def weigh(recipe: Recipe) -> Weights:
+    """Build the recipe's network on the meta device and weigh it; needs no data, touches no memory."""
+    image_shape, classes = sources.facts(recipe.data)
+    pipeline.check(recipe.augment, image_shape)
+    return budget.weigh(resnet.build(recipe.model, image_shape, classes), image_shape)
+
+
+def fingerprint(recipe: Recipe, data_digest: str) -> str:
+    """Names the run: all that can change its weights, the data's hash included."""
+    return config.fingerprint(recipe, data_digest)
+
+
+def reproduce(named: Named) -> str:
+    """The command that makes this run again."""
+    return " ".join(["weightclass train", named.name, *named.overrides])

@@ -1,0 +1,1 @@
+"""Training: loss, optimizers, schedules, averaging, checkpoints and the loop. Knows nothing of data or networks."""

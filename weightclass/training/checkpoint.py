@@ -1,0 +1,134 @@
+"""Checkpoints that survive anything: written atomically, named by their own hash, never executed.
+
+A checkpoint is one safetensors file `STEP-HASH.safetensors`: the network, its averaged twin, the optimizer's state and
+the running sums of the epoch. HASH is the head of the SHA-256 of the file's bytes, so a damaged file betrays itself and
+the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from weightclass.errors import UserError
+from weightclass.files import atomic_write
+
+if TYPE_CHECKING:
+    from weightclass.training.loop import State
+
+_NAME = re.compile(r"(\d{9})-([0-9a-f]{16})\.safetensors")
+_KEEP = 2
+
+
+def pack(state: State) -> dict[str, Tensor]:
+    """Every tensor that a run needs to go on, by name; contiguous CPU copies, shared storage not allowed."""
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    if state.average:
+        tensors |= {f"average/{name}": tensor for name, tensor in state.average.twin.state_dict().items()}
+    for index, values in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items() if value is not None}
+    tensors["sums"] = state.sums
+    tensors["seconds"] = torch.tensor(state.seconds, dtype=torch.float64)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def unpack(state: State, step: int, tensors: dict[str, Tensor]) -> None:
+    """Put the tensors of `pack` back into a freshly built `state`, bit for bit. KeyError, RuntimeError: not its own."""
+    _load(state.model, tensors, "model/")
+    if state.average:
+        _load(state.average.twin, tensors, "average/")
+    _load_optimizer(state.optimizer, tensors)
+    state.sums.copy_(tensors["sums"])
+    state.seconds = tensors["seconds"].item()
+    state.step = step
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+    module.load_state_dict({name: tensors[prefix + name] for name in module.state_dict()})
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            like = parameters[int(index)]
+            if tensor.shape == like.shape:  # moments take the weight's memory layout, or every step would convert it
+                tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+            states.setdefault(int(index), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+class Keeper:
+    """Writes and finds the checkpoints of one run folder; times itself, for `--time-limit` and the summary."""
+
+    def __init__(self, folder: Path, every_seconds: float = 60.0) -> None:
+        self.folder = folder
+        self.every_seconds = every_seconds
+        self.saved_at = time.monotonic()
+        self.slowest = 0.0
+        self.total = 0.0
+        self.damaged: list[str] = []
+
+    def due(self) -> bool:
+        """Whether the next save should come now: early enough that it ends within `every_seconds` of the last."""
+        return time.monotonic() - self.saved_at + 2 * self.slowest >= self.every_seconds
+
+    def save(self, state: State) -> Path:
+        """Write the checkpoint of `state.step`; older ones go, except the one before."""
+        from safetensors.torch import save
+
+        start = time.monotonic()
+        payload = save(pack(state))
+        path = self.folder / f"{state.step:09d}-{hashlib.sha256(payload).hexdigest()[:16]}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, payload)
+        except UserError as error:
+            kept = self._files()
+            raise UserError(f"{error}; the last good checkpoint is {kept[0].name if kept else 'none'}") from None
+        for old in self._files()[_KEEP:]:
+            old.unlink(missing_ok=True)
+        self.saved_at = time.monotonic()
+        self.slowest = max(self.slowest, self.saved_at - start)
+        self.total += self.saved_at - start
+        return path
+
+    def load_latest(self, state: State) -> bool:
+        """Restore the newest sound checkpoint into `state`; False where there is none.
+
+        Damaged files are named in `self.damaged` and removed, so that they are never counted as "the one before".
+        """
+        from safetensors.torch import load
+
+        for path in self._files():
+            payload = path.read_bytes()
+            step, digest = _NAME.fullmatch(path.name).groups()  # type: ignore[union-attr]
+            if hashlib.sha256(payload).hexdigest()[:16] == digest:
+                unpack(state, int(step), load(payload))
+                return True
+            self.damaged.append(path.name)
+            path.unlink()
+        return False
+
+    def clear(self) -> None:
+        """Remove all checkpoints: the run is finished."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+        for rest in self.folder.glob("*.tmp"):
+            rest.unlink(missing_ok=True)
+        if self.folder.exists() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _files(self) -> list[Path]:
+        """Newest first."""
+        found = [path for path in self.folder.glob("*.safetensors") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: (path.name[:9], path.stat().st_mtime), reverse=True)
