@@ -81,8 +81,8 @@ def weigh(name: str, *overrides: str) -> Weights:
 def evaluate(model: str | Path, split: str = "test", path: str = "") -> Scorecard:
     """Score a model file or run folder on a split of the data set it was trained on; counts test readings."""
     classifier = modelfile.load(model)
-    settings = classifier.recipe.data
-    splits = sources.load(msgspec.structs.replace(settings, path=path or settings.path))
+    tree = config.to_tree(classifier.recipe.data) | ({"path": path} if path else {})
+    splits = sources.load(config.build(tree, sources.Data, f"{model}: data"))
     dataset: Dataset | None = getattr(splits, split)
     if dataset is None:
         raise UserError(f"{model}: its recipe holds no validation images out (data.validation = 0)")

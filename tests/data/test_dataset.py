@@ -45,7 +45,7 @@ def test_len_shape_and_subset():
 
 def test_digest_is_a_golden_value():
     dataset = Dataset(torch.arange(8, dtype=torch.uint8).view(2, 1, 2, 2), torch.tensor([1, 0]), ("a", "b"))
-    assert dataset.digest() == "GOLDEN"
+    assert dataset.digest() == "eb9bbd068f376d7c50d194a5216ce00f6c21486af9930acadedabd0aa3e4fb35"
 
 
 def test_digest_sees_pixels_labels_names_order_and_shape_but_not_layout():
@@ -121,7 +121,7 @@ def test_split_is_a_golden_value_and_depends_on_seed_and_purpose():
         stratified_split(dataset, 8, seed, purpose)[1]
         for seed, purpose in ((0, "validation"), (1, "validation"), (0, "test"))
     ]
-    assert places(draws[0]) == ["GOLDEN"]
+    assert places(draws[0]) == [10, 12, 16, 19, 26, 31, 33, 37]
     assert len({tuple(places(draw)) for draw in draws}) == 3
 
 

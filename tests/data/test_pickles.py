@@ -108,8 +108,8 @@ def test_arrays_of_anything_but_whole_numbers_are_refused(tmp_path: Path, array:
     assert f"array of type {code!r}" in refusal(tmp_path / "batch", pickle.dumps({"data": array}, protocol))
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4, "python2"])
-def test_a_pickle_cut_anywhere_is_one_line(tmp_path: Path, protocol: int | str):
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_cut_anywhere_is_one_line(tmp_path: Path, protocol: int):
     whole = cifar.dump(BATCH, protocol)
     for length in range(len(whole)):
         assert f"of {length} bytes" in refusal(tmp_path / "batch", whole[:length])

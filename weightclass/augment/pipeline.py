@@ -87,7 +87,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         name = call.func.id  # type: ignore[attr-defined]
         args = [_literal(arg) for arg in call.args]
         keywords = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, AttributeError):
+    except (SyntaxError, ValueError, TypeError, AttributeError):
         raise UserError(f"augment.ops: cannot read {text!r}: write a name and its numbers, such as crop(4)") from None
     if name not in OPERATIONS:
         raise UserError(f"augment.ops: unknown operation {name!r}{near_miss(name, OPERATIONS)}")

@@ -69,7 +69,8 @@ def wilson(correct: int, n: int, z: float = 1.96) -> Interval:
     middle = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return Interval(max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale))
+    # Rounding may leave the ends a hair on the wrong side of 0, of 1 or of the share itself.
+    return Interval(min(share, max(0.0, (middle - half) / scale)), max(share, min(1.0, (middle + half) / scale)))
 
 
 def scorecard(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Scorecard:

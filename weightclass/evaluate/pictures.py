@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -92,6 +93,26 @@ def _box(figure: Figure, left: float, bottom: float, width: float, height: float
     return left / across, bottom / up, width / across, height / up
 
 
+def _width(text: str, points: float) -> float:
+    """The pixels that `text` takes from left to right."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont(STYLE["font.family"]))
+    font.set_size(points, DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        font.set_text(text)
+    return font.get_width_height()[0] / 64
+
+
+def _fit(name: str, room: float, points: float, tail: str = "") -> str:
+    """`name` and `tail` in `room` pixels; the name is cut short where it must be."""
+    if _width(name + tail, points) <= room:
+        return name + tail
+    cut = bisect_right(range(1, len(name)), room, key=lambda n: _width(f"{name[:n]}…{tail}", points))
+    return f"{name[: max(1, cut)]}…{tail}"
+
+
 # --- learning curves ---------------------------------------------------------------------------------------
 
 
@@ -164,12 +185,12 @@ def confusion(card: Scorecard, path: str | Path, title: str) -> None:
     classes = len(counts)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     np.fill_diagonal(shares, np.nan)
-    names = [_fit(name, 18) for name in card.classes] if classes <= 120 else []
-    side = min(max(420, 110 * classes), 1400) if classes <= 20 else min(max(420, 19 * classes), 2300)
     font = 8 if classes <= 20 else 6
-    name_width = round(0.62 * font * DPI / 72 * max(map(len, names), default=4))  # at 0.62 em a character
+    names = [_fit(name, 25 * font, font) for name in card.classes] if classes <= 120 else []
+    side = _side(classes)
+    name_width = round(max((_width(name, font) for name in names), default=36)) + 8
     upright = bool(names) and name_width > side / classes
-    left, bottom = 50 + name_width, 66 + (name_width if upright else 0)
+    left, bottom = 44 + name_width, 66 + (name_width if upright else 0)
     with page(path, title, left + side + 130, side + bottom + 12) as figure:
         axes = figure.add_axes(_box(figure, left, bottom, side, side))
         scale = figure.add_axes(_box(figure, left + side + 24, bottom, 22, min(side, 600)))
@@ -181,6 +202,13 @@ def confusion(card: Scorecard, path: str | Path, title: str) -> None:
             axes.set_yticks(range(classes), names, fontsize=font, color=INK)
         if classes <= 20:
             _write_counts(axes, counts, shares)
+
+
+def _side(classes: int) -> int:
+    """Pixels of a heat map with room for the counts (up to 20 classes), the names (up to 120), or just the cells."""
+    if classes <= 20:
+        return min(max(420, 110 * classes), 1400)
+    return 19 * classes if classes <= 120 else max(1400, 2 * classes)
 
 
 def _heat_map(figure: Figure, axes: Axes, scale: Axes, shares: np.ndarray) -> None:
@@ -259,7 +287,7 @@ def _grid(images: Tensor, texts: Sequence[Sequence[Line]], path: str | Path, tit
             x, y = gap + i % columns * (wide + gap), i // columns * (tall + strip)
             canvas[y : y + tall, x : x + wide] = tiles[i]
             for j, (name, tail, colour) in enumerate(lines):
-                text = _fit(name, wide // 8 - len(tail)) + tail
+                text = _fit(name, wide + gap - 4, 6.5, tail)
                 axes.text(x, y + tall + 3 + j * line, text, fontsize=6.5, color=colour, va="top")
         axes.imshow(canvas, extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
 
@@ -295,8 +323,3 @@ def _unit_range(images: Tensor) -> Tensor:
         return images
     low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
     return (images - low) / (high - low).clamp_min(1e-12)
-
-
-def _fit(name: str, room: int) -> str:
-    """`name`, shortened to at most `room` characters (and never below two)."""
-    return name if len(name) <= max(2, room) else name[: max(1, room - 1)] + "…"

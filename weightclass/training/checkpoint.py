@@ -90,7 +90,6 @@ class Keeper:
         payload = save(pack(state))
         path = self.folder / f"{state.step:09d}-{hashlib.sha256(payload).hexdigest()[:16]}.safetensors"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(path, payload)
         except UserError as error:
             kept = self._files()

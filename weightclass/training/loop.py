@@ -1,7 +1,8 @@
 """The training loop: it is handed batches, a network and an optimizer, and knows of nothing else.
 
 One step is one *global* batch. Micro-batches (and, later, ranks) only cut it: every image keeps its slot, batch
-statistics are taken over groups of `bn_group` images, and gradients are weighted by images, so the step is the same.
+statistics are taken over groups of `bn_group` images in their order, and gradients are weighted by images, so the step
+is the same.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Train(Table):
 
     def __post_init__(self) -> None:
         micro, group = self.micro_batch or self.batch_size, self.bn_group or self.batch_size
+        if 1 in (self.micro_batch, self.bn_group):
+            raise ValueError("micro_batch and bn_group must be 0 or at least 2: one image has no batch statistics")
         if micro > self.batch_size or group > self.batch_size:
             raise ValueError("micro_batch and bn_group must be at most batch_size")
         if micro % group:
@@ -131,12 +134,12 @@ def fit(
             watcher.stepped(state, len(batch.labels), waited)
             # An epoch's last step is saved after its record is written, so a record is never lost or doubled.
             if state.step % plan.steps_per_epoch:
-                if reason := watcher.should_stop(keeper):
-                    keeper.save(state)
-                    return reason
-                if keeper.due():
+                reason = watcher.should_stop(keeper)
+                if reason or keeper.due():
                     check_finite(state, plan)
                     keeper.save(state)
+                if reason:
+                    return reason
             asked = time.perf_counter()
         check_finite(state, plan)
         loss, correct, images = state.sums.tolist()
@@ -155,9 +158,8 @@ def training_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Ten
     for group in state.optimizer.param_groups:
         group["lr"] = plan.rate(state.step)
     state.optimizer.zero_grad(set_to_none=True)
-    size = plan.train.micro_batch or len(batch.labels)
-    parts = list(zip(batch.images.split(size), batch.labels.split(size), batch.slots.split(size), strict=True))
-    buffers = _Buffers(state.model) if len(parts) > 1 else None
+    sizes = _cuts(len(batch.labels), plan.train.micro_batch)
+    parts = zip(*(whole.split(sizes) for whole in (batch.images, batch.labels, batch.slots)), strict=True)
     for images, labels, slots in parts:
         _place(state.model, seeding.key(plan.train.seed, "dropout", state.step), slots)
         with torch.autocast(plan.device.type, dtype=torch.bfloat16, enabled=plan.precision == "bfloat16"):
@@ -165,11 +167,7 @@ def training_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Ten
         loss = cross_entropy(logits, labels, plan.train.label_smoothing)
         share = len(labels) / len(batch.labels)
         (loss * share).backward()
-        if buffers:
-            buffers.collect(share)
         _add_up(state.sums, loss, logits, labels)
-    if buffers:
-        buffers.settle()
     state.optimizer.step()
     state.step += 1
     if state.average:
@@ -190,32 +188,17 @@ def _place(model: nn.Module, key: int, slots: Tensor) -> None:
             place(key, slots)
 
 
-class _Buffers:
-    """Lets every micro-batch move the BN buffers from where the step found them, and settles on the mean.
-
-    BN's update is linear, so the buffers end where one pass over the whole batch would have left them.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.live = list(model.buffers())
-        self.before = [buffer.clone() for buffer in self.live]
-        self.mean = [torch.zeros_like(buffer) for buffer in self.live]
-
-    @torch.no_grad()
-    def collect(self, share: float) -> None:
-        for live, before, mean in zip(self.live, self.before, self.mean, strict=True):
-            mean.add_(live, alpha=share) if live.is_floating_point() else mean.copy_(live)
-            live.copy_(before)
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        for live, mean in zip(self.live, self.mean, strict=True):
-            live.copy_(mean)
+def _cuts(images: int, micro: int) -> list[int]:
+    """Sizes of the forward passes; a last image alone joins the pass before it, as it joins its group in the norms."""
+    full, rest = divmod(images, micro or images)
+    if rest == 1:
+        return [micro] * (full - 1) + [micro + 1]
+    return [micro or images] * full + [rest] * (rest > 0)
 
 
 def check_finite(state: State, plan: Plan) -> None:
     """A diverged run stops here, before a checkpoint of it is written. One device sync."""
-    if torch.isfinite(state.sums[0]).item():
+    if torch.isfinite(state.sums[0] + nn.utils.get_total_norm(state.model.parameters())).item():
         return
     rate = plan.rate(state.step - 1)
     raise UserError(

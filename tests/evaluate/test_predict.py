@@ -1,0 +1,93 @@
+"""Logits: the same for every batch size, in evaluation mode, and the model left as it was found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from weightclass.evaluate import predict
+from weightclass.evaluate.predict import evaluating, logits
+
+
+class Net(nn.Module):
+    """Convolution, BatchNorm, dropout and a head; it notes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(8 * 36, 5))
+        self.seen: list[tuple[int, bool, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(
+            (len(x), x.is_contiguous(memory_format=torch.channels_last), torch.is_inference_mode_enabled())
+        )
+        return self.head(self.norm(self.conv(x)).relu())
+
+
+def half(batch: Tensor) -> Tensor:
+    return batch.float() / 128 - 1
+
+
+@pytest.fixture
+def net() -> Net:
+    net = Net()
+    for i, parameter in enumerate(net.parameters()):
+        values = torch.arange(parameter.numel(), dtype=torch.float32) * (0.7 + i)
+        parameter.data = torch.sin(values).reshape(parameter.shape) * 0.3
+    return net
+
+
+IMAGES = (torch.arange(37 * 3 * 64) * 7919 % 256).to(torch.uint8).reshape(37, 3, 8, 8)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 36, 37, 1000])
+def test_equals_one_image_at_a_time(net: Net, batch_size: int) -> None:
+    found = logits(net, IMAGES, half, batch_size)
+    net.eval()
+    plain = torch.cat([net(half(image[None])).detach() for image in IMAGES])
+    assert found.dtype == torch.float32 and found.shape == (37, 5)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_batches_are_small_channels_last_and_without_autograd(net: Net) -> None:
+    logits(net, IMAGES.repeat(10, 1, 1, 1), half)
+    sizes = [size for size, _, _ in net.seen]
+    assert sizes == [predict.BATCH_SIZE, 370 - predict.BATCH_SIZE]
+    assert all(last and inference for _, last, inference in net.seen)
+
+
+def test_model_is_left_as_it_was(net: Net) -> None:
+    net.train()
+    net.norm.eval()  # frozen
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    logits(net, IMAGES, half)
+    assert net.training and net.head.training and not net.norm.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_modes_come_back_after_an_error(net: Net) -> None:
+    net.train()
+    with pytest.raises(RuntimeError), evaluating(net):
+        assert not any(module.training for module in net.modules())
+        raise RuntimeError
+    assert all(module.training for module in net.modules())
+
+
+def test_progress_counts_images(net: Net) -> None:
+    calls: list[tuple[int, int]] = []
+    logits(net, IMAGES, half, 16, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(16, 37), (32, 37), (37, 37)]
+
+
+def test_result_may_enter_autograd(net: Net) -> None:
+    found = logits(net, IMAGES, half)
+    assert not found.requires_grad
+    temperature = torch.ones((), requires_grad=True)
+    (found / temperature).logsumexp(1).sum().backward()
+    assert temperature.grad is not None and temperature.grad.isfinite()
+
+
+def test_no_images_no_logits(net: Net) -> None:
+    assert logits(net, IMAGES[:0], half).shape == (0, 5)

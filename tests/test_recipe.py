@@ -1,0 +1,144 @@
+"""Shipped recipes hold what their headers say; bases, overrides and files that cannot be read; refusals across tables."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from weightclass import config, recipe, run
+from weightclass.errors import UserError
+from weightclass.recipe import Recipe
+from weightclass.training.optim import AdamW
+
+PARAMS = {"paper-97": 4_978_810, "small-cpu": 701_466, "quickstart": 78_042}
+
+
+def written(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def test_every_shipped_recipe_is_known_here() -> None:
+    assert recipe.names() == sorted(PARAMS)
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_a_shipped_recipe_loads_and_weighs_what_it_should(name: str) -> None:
+    named = recipe.load(name)
+    weights = run.weigh(name)  # refuses what is over its budget
+    assert (named.name, named.overrides, weights.params) == (name, (), PARAMS[name])
+    limit = named.recipe.budget.limit("params")
+    assert limit is not None
+    assert weights.params < limit
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_a_shipped_recipe_survives_toml(name: str) -> None:
+    one = recipe.load(name, "train.seed=7").recipe
+    assert config.build(config.parse_toml(config.to_toml(one), "text"), Recipe, "text") == one
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert recipe.load(written(tmp_path, "mine.toml", "")).recipe == Recipe()
+
+
+def test_base_then_file_then_overrides(tmp_path: Path) -> None:
+    text = 'base = "quickstart"\n[train]\nepochs = 7\nseed = 1\n[optimizer]\nname = "adamw"\n'
+    named = recipe.load(written(tmp_path, "mine.toml", text), "train.seed=2", "schedule.peak=.5")
+    below = recipe.load("quickstart").recipe
+    assert named.name == "mine"
+    assert (named.recipe.train.epochs, named.recipe.train.seed) == (7, 2)
+    assert (named.recipe.train.ema, named.recipe.model) == (below.train.ema, below.model)
+    assert named.recipe.schedule.peak == 0.5  # type: ignore[union-attr]
+    assert named.recipe.optimizer == AdamW()  # the base's nesterov and rate were SGD's
+
+
+def test_a_base_file_stands_beside_its_recipe(tmp_path: Path) -> None:
+    written(tmp_path, "common.toml", "[train]\nepochs = 3\n")
+    assert recipe.load(written(tmp_path, "mine.toml", 'base = "common.toml"')).recipe.train.epochs == 3
+
+
+def test_one_level_of_base_only(tmp_path: Path) -> None:
+    below = written(tmp_path, "below.toml", 'base = "quickstart"')
+    with pytest.raises(UserError, match=r"has a base itself; one level only"):
+        recipe.load(written(tmp_path, "mine.toml", f'base = "{below}"'))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("quikstart", r"no recipe is called 'quikstart': did you mean quickstart\? \(or a path ending in .toml\)"),
+        ("zzz", "choose from paper-97, quickstart, small-cpu"),
+        ("", "no recipe is called ''"),
+        ("absent.toml", "recipe absent.toml: cannot be read: No such file or directory"),
+        ("some/where", "recipe some/where: cannot be read"),
+    ],
+)
+def test_an_unknown_recipe(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        recipe.load(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[train]\nepochs = \xff\n", r"mine.toml: cannot be read: not UTF-8 text"),
+        (b"[train]\nepochs = \n", r"mine.toml: not valid TOML: .*line 2"),
+        (b"[train]\nepoch = 3\n", r"unknown key train.epoch: did you mean epochs\?"),
+        (b"[train]\nepochs = 'three'\n", r"recipe mine: train.epochs = 'three': expected int"),
+        (b"train = 3\n", r"recipe mine: train = 3: expected table"),
+        (b"base = 3\n", r"no recipe is called '3'"),
+    ],
+)
+def test_a_broken_file(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        recipe.load(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.epochs=3", "schedule.warmup=3"], r"schedule.warmup = 3 epochs leaves nothing of train.epochs = 3"),
+        (["schedule.name=cosine", "schedule.eta_min=0.1"], r"schedule.eta_min must be below optimizer.lr = 0.1"),
+        (["data.watch_test=true", "data.validation=50"], r"data.watch_test .* data.validation = 50 .*one of them"),
+    ],
+)
+def test_tables_that_do_not_go_together(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"recipe quickstart: {message}"):
+        recipe.load("quickstart", *overrides)
+
+
+def test_what_only_just_goes_together() -> None:
+    recipe.load("quickstart", "train.epochs=3", "schedule.warmup=2.9")
+    recipe.load("quickstart", "schedule.name=cosine", "schedule.eta_min=0.09")
+
+
+def test_augmentation_that_the_images_cannot_bear_is_refused_in_weighing() -> None:
+    with pytest.raises(UserError, match=r"crop\(8\).*8x8"):
+        recipe.weigh(recipe.load("quickstart", "augment.ops=crop(8)").recipe)
+
+
+def test_the_fingerprint_sees_weights_and_data_only() -> None:
+    def mark(*overrides: str, data: str = "digest") -> str:
+        return recipe.fingerprint(recipe.load("quickstart", *overrides).recipe, data)
+
+    assert mark() == mark()
+    for same in ("budget.params=90k", "machine.threads=2", "data.watch_test=true", "train.checkpoint_seconds=1"):
+        assert mark(same) == mark(), same
+    for other in ("train.seed=1", "train.epochs=41", "augment.ops=crop(2)", "optimizer.lr=.2"):
+        assert mark(other) != mark(), other
+    assert mark(data="another") != mark()
+
+
+def test_the_command_makes_the_same_run_again(tmp_path: Path) -> None:
+    path = written(tmp_path, "my recipe.toml", "[train]\nepochs = 3\n")
+    named = recipe.load(path, "augment.ops=crop(1, reflect),flip", "train.seed=2")
+    program, verb, *words = shlex.split(recipe.reproduce(named))
+    assert (program, verb) == ("weightclass", "train")
+    assert recipe.load(*words) == named
