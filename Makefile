@@ -12,6 +12,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.complete ## Make .venv (TORCH_INDEX=https://download.pytorch.org/whl/cpu picks another torch)
+	@:
 
 .venv/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -26,7 +27,7 @@ demo: setup ## Train a first classifier: offline, about a minute
 	@$(BIN)/weightclass train quickstart
 
 check: setup ## Lint, formatting, types, dependencies
-	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted: run $(BIN)/ruff format"; exit 1; }
 	@$(BIN)/pyright
 	@$(BIN)/deptry weightclass

@@ -2,8 +2,8 @@
 
     python benchmarks/checkpoint_cost.py
 
-Prints, for both of the paper's networks with SGD's momentum and an averaged twin, a checkpoint's size, the median time of
-7 saves (hash, write, sync) into a folder beside the current one, and its share of the 60 s between two of them.
+Prints, for both of the paper's networks with SGD's momentum and an averaged twin, a checkpoint's size, the median time
+of 7 saves (hash, write, sync) on the current folder's disk, and its share of the 60 s between two of them.
 """
 
 from __future__ import annotations

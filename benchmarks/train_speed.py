@@ -6,10 +6,10 @@ Prints a table (and its Markdown) of images a second, the ratio to the plain loo
 the float32 matrix-product peak of the same minutes. About eight minutes on two cores. Real CIFAR-10 where
 WEIGHTCLASS_DATA names it, else made-up images of its shape.
 
-Same in all: network, batch 128, crop(4) and flip, SGD with Nesterov momentum, one-cycle rate, label smoothing 0.1. Plain:
-NCHW, float32, eager, Pillow images one by one through a DataLoader with 0 and with 2 workers; the faster one is what we
-are compared with. Ours: what `weightclass train small-cpu` runs, its moving average of the weights included, which the
-plain loop does not have.
+Same in all: network, batch 128, crop(4) and flip, SGD with Nesterov momentum, one-cycle rate, label smoothing 0.1.
+Plain: NCHW, float32, eager, Pillow images one by one through a DataLoader with 0 and with 2 workers; the faster one is
+what we are compared with. Ours: what `weightclass train small-cpu` runs, its moving average of the weights included,
+which the plain loop does not have.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,14 @@ class Plain:
         from tests.reference.plain_resnet import PlainResNet
 
         layers, channels = len(self.network.blocks), list(self.network.channels)
-        self.model = PlainResNet(list(self.network.blocks), channels, [3] * layers, [1] * layers, 4, channels[-1])
+        self.model = PlainResNet(
+            blocks=list(self.network.blocks),
+            channels=channels,
+            kernels=[3] * layers,
+            skip_kernels=[1] * layers,
+            pool=4,
+            features=channels[-1],
+        )
         self.loader = DataLoader(self.images, BATCH, shuffle=True, drop_last=True, num_workers=self.workers)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4
@@ -161,7 +169,7 @@ class Ours:
             f"model.blocks={','.join(map(str, network.blocks))}",
             f"model.channels={','.join(map(str, network.channels))}",
             f"machine.precision={precision}",
-            "budget.params=none",
+            "budget.params=10M",  # no limit on the large network
             "augment.ops=crop(4),flip",  # small-cpu's crop reflects, the plain loop's does not
             "train.drop_last=true",
             f"train.epochs={EPOCHS}",
@@ -225,7 +233,7 @@ def measure(network: Network, splits: Splits, rounds: int, steps: int, say: Call
                 speeds[name].append(each.speed(steps))
             peaks.append(matmul_peak())
             found = ", ".join(f"{name} {values[-1]:,.1f}" for name, values in speeds.items())
-            say(f"{weights.params:,} parameters, round {number + 1}/{rounds}: {found} img/s, peak {peaks[-1]:,.0f} GFLOP/s")
+            say(f"{weights.params:,} parameters, round {number + 1}/{rounds}, img/s: {found}; {peaks[-1]:,.0f} GFLOP/s")
         return {
             "params": weights.params,
             "macs": weights.macs,
@@ -291,15 +299,18 @@ def load_splits() -> tuple[Splits, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="timed steps a round; default: 30 of the small network, 2 of the large")
+    parser.add_argument(
+        "--steps", type=int, help="timed steps a round; default: 30 of the small network, 2 of the large"
+    )
     parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--json", type=Path, help="write every round's numbers here")
     args = parser.parse_args()
     splits, source = load_splits()
+    say = partial(print, flush=True)
     results = []
     for name in args.networks:
         network = NETWORKS[name]
-        results.append(measure(network, splits, args.rounds, args.steps or network.steps, print))
+        results.append(measure(network, splits, args.rounds, args.steps or network.steps, say))
     threads = torch.get_num_threads()
     title = f"Training on {source}, batch {BATCH}, {threads} threads, torch {torch.__version__}: median of "
     title += f"{args.rounds} rounds (least..most); peak: a float32 matrix product in the same rounds"

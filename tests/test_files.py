@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -157,18 +158,17 @@ RECORDS = st.lists(st.dictionaries(st.text(), st.integers(-(2**53), 2**53) | st.
 
 
 @given(RECORDS, RECORDS, st.data())
-def test_whatever_byte_a_kill_fell_on(
-    tmp_path_factory: pytest.TempPathFactory, first: list, second: list, data: st.DataObject
-) -> None:
-    path = tmp_path_factory.mktemp("jsonl") / "metrics.jsonl"
-    append_jsonl(path, *first)
-    whole = path.read_bytes()
-    cut = data.draw(st.integers(0, len(whole)))
-    path.write_bytes(whole[:cut])
-    kept = first[: whole[:cut].count(b"\n")]
-    assert read_jsonl(path) == kept
-    append_jsonl(path, *second)
-    assert read_jsonl(path) == kept + second
+def test_whatever_byte_a_kill_fell_on(first: list, second: list, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "metrics.jsonl")
+        append_jsonl(path, *first)
+        whole = path.read_bytes()
+        cut = data.draw(st.integers(0, len(whole)))
+        path.write_bytes(whole[:cut])
+        kept = first[: whole[:cut].count(b"\n")]
+        assert read_jsonl(path) == kept
+        append_jsonl(path, *second)
+        assert read_jsonl(path) == kept + second
 
 
 def test_lines_are_plain_json(tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ class Worker:
                 time.sleep(0.0005)
             later = time.monotonic() + chance.uniform(0, 0.4)
         process.kill()
-        if process.wait() != -signal.SIGKILL:
+        if code := process.wait() + signal.SIGKILL:
+            assert code == signal.SIGKILL, "the run failed by itself"
             return "finished"
         step = max(int(name[:9]) for name in self.files("*.safetensors"))
         return "in a write" if self.files(mine) else "mid-epoch" if step % STEPS else "between epochs"

@@ -20,7 +20,7 @@ STOREYS = (
     {"run"},
     {"modelfile", "results"},
     {"recipe"},
-    {"training", "evaluate", "data", "augment", "model"},
+    {"training", "evaluation", "data", "augment", "model"},
     {"device", "runlog"},  # the ground: these two may stand on those below
     {"config", "seeding", "files", "stopping"},
     {"errors"},
@@ -42,8 +42,8 @@ def imported_parts(source: str) -> Iterator[str]:
 
 
 def climbs(part: str, source: str) -> list[str]:
-    """What `part` must not import: parts beside or above it."""
-    return [other for other in imported_parts(source) if other != part and DEPTH[other] <= DEPTH[part]]
+    """What `part` must not import: parts beside or above it, and what is on no storey."""
+    return [other for other in imported_parts(source) if other != part and DEPTH.get(other, 0) <= DEPTH[part]]
 
 
 FILES = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in sorted(PACKAGE.rglob("*.py"))}

@@ -123,7 +123,7 @@ def environment() -> Mapping[str, Any]:
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a str of its own kind, which not every encoder takes
         "numpy": numpy.__version__,
         "system": platform.platform(),
         "processor": _processor(),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from weightclass import config
 from weightclass.errors import UserError
-from weightclass.evaluate import predict
+from weightclass.evaluation import predict
 from weightclass.augment.ops import normalise
 from weightclass.files import atomic_write
 from weightclass.model import resnet
@@ -90,7 +90,10 @@ def load(path: str | Path, device: str = "cpu") -> Classifier:
         raise UserError(f"{file}: not a readable safetensors file: {error}") from None
     if header.get("format") != FORMAT:
         raise UserError(f"{file}: its header is not {FORMAT}: train or export it with weightclass")
-    return _assemble(file, header, tensors, device)
+    try:
+        return _assemble(file, header, tensors, device)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: its header is damaged ({error!r}): fetch or train it anew") from None
 
 
 def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor], device: str) -> Classifier:

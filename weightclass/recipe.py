@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -41,11 +42,12 @@ class Recipe(Table):
 
 @dataclass(frozen=True)
 class Named:
-    """A recipe and the name it goes by (its file's), with its overrides."""
+    """A recipe and the name it goes by (its file's), with its overrides and what it was loaded as (name or path)."""
 
     name: str
     recipe: Recipe
     overrides: tuple[str, ...] = ()
+    source: str = ""
 
 
 def names() -> list[str]:
@@ -59,18 +61,18 @@ def load(name: str, *overrides: str) -> Named:
     tree, label = _read(name)
     base = tree.pop("base", None)
     if base is not None:
-        below, _ = _read(str(base))
+        below, _ = _read(str(base), Path(name).parent)
         if "base" in below:
             raise UserError(f"{name}: its base {base!r} has a base itself; one level only: copy what it needs")
         tree = config.merge(below, tree, Recipe)
     tree = config.apply_overrides(tree, overrides, Recipe)
     recipe = config.build(tree, Recipe, f"recipe {label}")
     check(recipe, f"recipe {label}")
-    return Named(label, recipe, overrides)
+    return Named(label, recipe, overrides, name)
 
 
-def _read(name: str) -> tuple[dict[str, Any], str]:
-    path = Path(name)
+def _read(name: str, beside: Path = Path()) -> tuple[dict[str, Any], str]:
+    path = beside / name
     if path.suffix == ".toml" or os.sep in name:
         try:
             return config.parse_toml(path.read_text(encoding="utf-8"), name), path.stem
@@ -113,4 +115,4 @@ def fingerprint(recipe: Recipe, data_digest: str) -> str:
 
 def reproduce(named: Named) -> str:
     """The command that makes this run again."""
-    return " ".join(["weightclass train", named.name, *named.overrides])
+    return shlex.join(["weightclass", "train", named.source or named.name, *named.overrides])

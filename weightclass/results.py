@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from weightclass.errors import UserError
-from weightclass.evaluate.metrics import Scorecard
+from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import atomic_write
 from weightclass.runlog import human_bytes, human_seconds
 
@@ -64,6 +64,7 @@ def read(folder: Path) -> Result | None:
 
 def table(result: Result, folder: Path) -> Any:
     """The run on one screen, for rich."""
+    from rich.markup import escape
     from rich.table import Table
 
     card = result.scorecard
@@ -81,9 +82,9 @@ def table(result: Result, folder: Path) -> Any:
         "saving checkpoints": f"{result.saving:.1%} of it",
         "peak memory": human_bytes(result.peak_memory),
         "test set read": f"{result.test_readings} time{'s' * (result.test_readings != 1)}",
-        "folder": str(folder),
+        "folder": escape(str(folder)),
     }
-    grid = Table(title=result.name, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    grid = Table(title=escape(result.name), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     for label, text in rows.items():

@@ -18,8 +18,8 @@ from weightclass.data import sources
 from weightclass.data.dataset import Dataset
 from weightclass.data.loader import Loader
 from weightclass.data.sources import Splits
-from weightclass.evaluate import metrics, pictures, predict
-from weightclass.evaluate.metrics import Scorecard
+from weightclass.evaluation import metrics, pictures, predict
+from weightclass.evaluation.metrics import Scorecard
 from weightclass.errors import UserError
 from weightclass.files import atomic_write, run_lock
 from weightclass.model import budget, resnet
@@ -62,10 +62,12 @@ def train(
         run = Run.open(named, weights, splits, Path(out), quiet)
         with run_lock(run.folder):
             if result := results.read(run.folder):
+                Keeper(run.folder / "checkpoint").clear()  # a kill may have come between the result and this
                 return run.report(result, "finished already")
             run.start()
             stopped = fit(run.state, run.plan, run.batches, run.keeper, run.watch(stopper))
-            if stopped := stopped or stopper.reason(run.seconds_to_finish()):
+            # A session that had nothing left to train finishes, or a short time limit would never see the end.
+            if stopped := stopped or (run.meter.images and stopper.reason(run.seconds_to_finish())):
                 return run.pause(stopped)
             return run.report(run.finish(), "done")
 
@@ -83,6 +85,8 @@ def evaluate(model: str | Path, split: str = "test", path: str = "") -> Scorecar
     classifier = modelfile.load(model)
     tree = config.to_tree(classifier.recipe.data) | ({"path": path} if path else {})
     splits = sources.load(config.build(tree, sources.Data, f"{model}: data"))
+    if split not in Splits.__dataclass_fields__:
+        raise UserError(f"split {split!r}{config.near_miss(split, Splits.__dataclass_fields__)}")
     dataset: Dataset | None = getattr(splits, split)
     if dataset is None:
         raise UserError(f"{model}: its recipe holds no validation images out (data.validation = 0)")

@@ -23,7 +23,7 @@ class Average:
         """Take in the weights after training step `step` (1-based)."""
         weight = (1 - self.decay) / (1 - self.decay**step)
         averaged, current = _floats(self.twin), _floats(model)
-        torch._foreach_lerp_(averaged, current, weight)
+        torch._foreach_lerp_(averaged, current, weight)  # type: ignore[attr-defined]
         for mine, new in zip(self.twin.buffers(), model.buffers(), strict=True):
             if not mine.is_floating_point():
                 mine.copy_(new)

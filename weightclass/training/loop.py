@@ -191,14 +191,14 @@ def _place(model: nn.Module, key: int, slots: Tensor) -> None:
 def _cuts(images: int, micro: int) -> list[int]:
     """Sizes of the forward passes; a last image alone joins the pass before it, as it joins its group in the norms."""
     full, rest = divmod(images, micro or images)
-    if rest == 1:
+    if rest == 1 and full:
         return [micro] * (full - 1) + [micro + 1]
     return [micro or images] * full + [rest] * (rest > 0)
 
 
 def check_finite(state: State, plan: Plan) -> None:
     """A diverged run stops here, before a checkpoint of it is written. One device sync."""
-    if torch.isfinite(state.sums[0] + nn.utils.get_total_norm(state.model.parameters())).item():
+    if torch.isfinite(state.sums[0] + nn.utils.get_total_norm(list(state.model.parameters()))).item():
         return
     rate = plan.rate(state.step - 1)
     raise UserError(

@@ -60,16 +60,17 @@ def rate(config: AnySchedule, lr: float, step: int, steps_per_epoch: int, epochs
         return lr * (step + 1) / (warmup + 1)
     if config.per == "epoch":
         step -= step % steps_per_epoch
-    done = max(step - warmup, 0) / (steps_per_epoch * epochs - warmup)
+    past, span = max(step - warmup, 0), steps_per_epoch * epochs - warmup
     match config:
         case Constant():
             return lr
         case Cosine():
-            phase = done * config.cycles % 1.0
+            phase = past * config.cycles % span / span  # whole numbers first: exactly 0 where a cycle starts
             return config.eta_min + (lr - config.eta_min) * (1 + math.cos(math.pi * phase)) / 2
         case Step():
             return lr * config.gamma ** (step // (steps_per_epoch * config.step_size))
         case OneCycle():
+            done = past / span
             if done < config.peak:
                 return lr * (config.start + (1 - config.start) * done / config.peak)
             return lr * (config.end + (1 - config.end) * (1 - done) / (1 - config.peak))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weightclass.evaluate import predict
-from weightclass.evaluate.predict import evaluating, logits
+from weightclass.evaluation import predict
+from weightclass.evaluation.predict import evaluating, logits
 
 
 class Net(nn.Module):

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from weightclass.evaluate import pictures
-from weightclass.evaluate.metrics import Scorecard, scorecard
+from weightclass.evaluation import pictures
+from weightclass.evaluation.metrics import Scorecard, scorecard
 
 
 def read(path: Path) -> np.ndarray:
@@ -42,7 +42,6 @@ RUNS = {
     "all close": [record(i, lr=1 / i, validation_accuracy=1 - 0.9 / i, test_accuracy=0.99) for i in range(1, 40)],
     "gaps": [record(i, validation_loss=1.0 if i % 2 else None, test_accuracy=math.nan) for i in range(1, 9)],
     "late epochs only": [record(i, validation_accuracy=0.5) for i in (199, 200)],
-    "constant": [record(1, lr=0.0), record(1, lr=0.0) | {"epoch": 2}],
 }
 
 
@@ -74,7 +73,7 @@ def card(classes: int, names: list[str] | None = None, right: bool = False) -> S
     return scorecard(logits, labels, names or [f"class {i}" for i in range(classes)])
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100, 130])
+@pytest.mark.parametrize("classes", [2, 100, 130])
 def test_confusion(tmp_path: Path, classes: int) -> None:
     pictures.confusion(card(classes), tmp_path / "confusion.png", "a title that is a good deal longer than the picture")
     high, wide, _ = read(tmp_path / "confusion.png").shape
@@ -111,13 +110,13 @@ def ramp(count: int, channels: int, tall: int, wide: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("count", "channels", "tall", "wide"),
-    [(1, 1, 8, 8), (64, 3, 32, 32), (70, 1, 8, 8), (5, 2, 28, 20), (3, 3, 300, 500), (9, 3, 64, 4), (1, 3, 1, 1)],
+    [(1, 1, 8, 8), (70, 3, 32, 32), (5, 2, 28, 20), (3, 3, 2, 600), (9, 3, 64, 4), (1, 3, 1, 1)],
 )
 def test_samples(tmp_path: Path, count: int, channels: int, tall: int, wide: int) -> None:
     images = ramp(count, channels, tall, wide)
     pictures.samples(images, [f"label {i}" for i in range(count)], tmp_path / "samples.png", "what the network sees")
     high, across, _ = read(tmp_path / "samples.png").shape
-    assert 150 < high < 2000 and 420 <= across < 2300
+    assert 80 < high < 2000 and 420 <= across < 2300
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weightclass.evaluate.metrics import Scorecard
+from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import atomic_write
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def _tiles(images: Tensor) -> np.ndarray:
         zoom = max(1, round(wanted / longer))
         images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     elif len(images):
-        images = F.interpolate(images, scale_factor=256 / longer, mode="area")
+        images = F.interpolate(images, [max(1, side * 256 // longer) for side in images.shape[2:]], mode="area")
     return images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
 
 

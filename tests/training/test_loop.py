@@ -1,0 +1,226 @@
+"""The loop equals the one that everybody writes, cut or whole, stopped or not; a golden curve guards all of it.
+
+`python -m tests.training.test_loop` writes the golden curve anew.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.reference import plain_loop, tiny_run
+from tests.reference.tiny_run import Batch, Run, Watcher, differing
+from weightclass import config
+from weightclass.augment.pipeline import Augment, Pipeline, check
+from weightclass.errors import UserError
+from weightclass.training import loop, optim
+from weightclass.training.checkpoint import Keeper
+from weightclass.training.loop import Train
+from weightclass.training.schedule import Constant, Cosine
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run.json"
+
+
+def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(
+            tensor, theirs[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+# --- the plain loop ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "smoothing"),
+    [
+        ({"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-3}, 0.0),
+        ({"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-3, "nesterov": True}, 0.1),
+        ({"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}, 0.2),
+    ],
+)
+def test_equals_the_plain_loop(tmp_path: Path, settings: dict[str, Any], smoothing: float) -> None:
+    epochs = 4  # of three steps, the last of 8 images
+    train = Train(epochs=epochs, batch_size=16, label_smoothing=smoothing, ema=0.8)
+    run = Run(train, optim.SGD(decay_norms=True, **settings), Cosine(per="epoch"))
+    model = tiny_run.model()
+    optimizer = torch.optim.SGD(model.parameters(), **settings)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    batches = [[(batch.images, batch.labels) for batch in run.batches(epoch)] for epoch in range(epochs)]
+    watcher = Watcher()
+    assert run.fit(tmp_path, watcher) is None
+    means, history = plain_loop.train(model, batches, optimizer, scheduler, smoothing)
+    assert run.state.step == 12
+    assert_close(dict(run.state.model.state_dict()), history[-1], 1e-10)
+    assert [epoch[:3] for epoch in watcher.epochs] == [
+        (number, pytest.approx(loss, rel=1e-10), accuracy) for number, (loss, accuracy) in enumerate(means, 1)
+    ]
+    for name, tensor in run.state.evaluated.state_dict().items():
+        if tensor.is_floating_point():
+            expected = plain_loop.averaged([state[name] for state in history], 0.8)
+            torch.testing.assert_close(tensor, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_watchers_and_rates(tmp_path: Path) -> None:
+    run, watcher = Run(Train(epochs=2, batch_size=16), schedule=Cosine()), Watcher()
+    run.fit(tmp_path, watcher)
+    assert watcher.images == [16, 16, 8] * 2
+    assert [(epoch[0], epoch[3]) for epoch in watcher.epochs] == [(1, run.rate(2)), (2, run.rate(5))]
+    assert [group["lr"] for group in run.state.optimizer.param_groups] == [run.rate(5)] * 2
+    assert run.state.evaluated is run.state.model
+    assert run.state.sums.tolist() == [0, 0, 0]
+    dropping, watcher = Run(Train(epochs=1, batch_size=16, drop_last=True)), Watcher()
+    dropping.fit(tmp_path / "other", watcher)
+    assert watcher.images == [16, 16]
+
+
+# --- micro-batches -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [32, 24, 25, 20, 5, 7])  # 25: a last image alone; 20: half a micro-batch
+@pytest.mark.parametrize(("micro", "group"), [(4, 4), (8, 4), (16, 8)])
+def test_micro_batches_change_nothing(count: int, micro: int, group: int) -> None:
+    images, labels = tiny_run.pictures(count)
+    batch = Batch(images.double() / 128 - 1, labels, torch.arange(count))
+    runs = []
+    for size in (0, micro):
+        train = Train(batch_size=32, bn_group=group, micro_batch=size, ema=0.5, label_smoothing=0.1)
+        run = Run(train, optim.SGD(lr=0.05), Constant(), dropout=0.3)
+        for _ in range(2):
+            loop.training_step(run.state, run.plan, batch, run.state.model)
+        runs.append(run.tensors())
+    assert_close(*runs, tolerance=1e-10)
+    assert runs[0]["sums"][2] == 2 * count
+
+
+@pytest.mark.parametrize(
+    ("images", "micro", "sizes"),
+    [(8, 0, [8]), (8, 4, [4, 4]), (10, 4, [4, 4, 2]), (9, 4, [4, 5]), (3, 4, [3]), (1, 4, [1]), (1, 0, [1])],
+)
+def test_cuts(images: int, micro: int, sizes: list[int]) -> None:
+    assert loop._cuts(images, micro) == sizes
+
+
+def test_dropout_differs_from_step_to_step() -> None:
+    run = Run(Train(batch_size=16), optim.SGD(lr=1e-9), dropout=0.5)
+    batch = next(run.batches(0))
+    losses = []
+    for _ in range(3):
+        before = run.state.sums[0].item()
+        loop.training_step(run.state, run.plan, batch, run.state.model)
+        losses.append(run.state.sums[0].item() - before)
+    assert min(abs(a - b) for a, b in pairwise(losses)) > 1e-3
+
+
+# --- stopping ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 6])  # 3 and 6 end an epoch
+def test_stops_when_asked_and_goes_on_as_if_it_had_not(tmp_path: Path, step: int) -> None:
+    train = Train(epochs=2, batch_size=16, ema=0.9)
+    whole, first, second = (Run(train, schedule=Cosine(), dropout=0.1) for _ in range(3))
+    whole_seen, first_seen, second_seen = Watcher(), Watcher(stop_at=step), Watcher()
+    assert whole.fit(tmp_path / "whole", whole_seen) is None
+    assert first.fit(tmp_path / "cut", first_seen) == "asked"
+    assert first.state.step == step
+    assert Keeper(tmp_path / "cut").load_latest(second.state)
+    assert second.fit(tmp_path / "cut", second_seen) is None
+    assert not differing(whole.tensors(), second.tensors())
+    assert first_seen.epochs + second_seen.epochs == whole_seen.epochs  # no record lost, none doubled
+    assert first_seen.losses + second_seen.losses == whole_seen.losses
+
+
+def spoil_weight(run_state: Any) -> None:
+    if run_state.step == 2:
+        run_state.model.linear.weight.data[0, 0] = float("nan")
+
+
+@pytest.mark.parametrize("every", [1e9, 1e-9])
+@pytest.mark.parametrize("stop_at", [-1, 2])
+def test_a_diverged_run_stops_before_it_is_saved(tmp_path: Path, every: float, stop_at: int) -> None:
+    run = Run(Train(epochs=2, batch_size=16), optim.SGD(lr=0.3), Constant())
+    with pytest.raises(UserError, match=r"no longer a number at step \d .*lr 0\.3\).*optimizer\.lr=0\.1\)"):
+        run.fit(tmp_path, Watcher(stop_at=stop_at, spoil=spoil_weight), every)
+    for path in tmp_path.iterdir():
+        assert path.name.startswith("000000001-")  # the step before the weight was spoilt
+
+
+def test_a_rate_that_is_far_too_high_is_told(tmp_path: Path) -> None:
+    run = Run(Train(epochs=30, batch_size=16), optim.SGD(lr=100.0, momentum=0.99, weight_decay=1.0))
+    with pytest.raises(UserError, match=r"try a third of the rate \(optimizer.lr=33\)"):
+        run.fit(tmp_path)
+
+
+# --- the table ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"epochs": 0}, "epochs = 0: expected int >= 1"),
+        ({"batch_size": 1}, "batch_size = 1: expected int >= 2"),
+        ({"ema": 1.0}, "ema = 1.0"),
+        ({"label_smoothing": 1.0}, "label_smoothing = 1.0"),
+        ({"seed": -1}, "seed = -1"),
+        ({"checkpoint_seconds": 0.0}, "checkpoint_seconds = 0.0"),
+        ({"epoch": 3}, "unknown key epoch: did you mean epochs?"),
+        ({"micro_batch": 256}, "micro_batch and bn_group must be at most batch_size"),
+        ({"bn_group": 256}, "micro_batch and bn_group must be at most batch_size"),
+        ({"micro_batch": 32}, "set train.bn_group=32"),
+        ({"micro_batch": 32, "bn_group": 24}, "micro_batch = 32 must be a multiple of bn_group = 24"),
+        ({"micro_batch": 1}, "must be 0 or at least 2"),
+        ({"micro_batch": 4, "bn_group": 1}, "must be 0 or at least 2"),
+    ],
+)
+def test_refuses(mistake: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.build(mistake, Train, "train")
+    assert message in str(caught.value)
+
+
+def test_accepts() -> None:
+    for good in ({"micro_batch": 32, "bn_group": 32}, {"micro_batch": 32, "bn_group": 8}, {"bn_group": 8}, {}):
+        assert config.build(good, Train, "train").epochs == 30
+
+
+# --- the golden curve --------------------------------------------------------------------------------------
+
+
+def golden_curve(folder: Path) -> list[float]:
+    """Loss of each of 21 steps through augmentation, groups, micro-batches, dropout, smoothing and schedule."""
+    train = Train(epochs=7, batch_size=16, micro_batch=8, bn_group=4, label_smoothing=0.1, ema=0.9, seed=1)
+    run = Run(train, optim.SGD(lr=0.05, nesterov=True), Cosine(warmup=1), dropout=0.1)
+    operations = check(Augment(ops=("crop(1)", "flip", "cutout(2)")), (3, 8, 8))
+    pipeline = Pipeline(operations, (0.4,) * 3, (0.25,) * 3, 1, torch.device("cpu"))
+
+    def seen(images: Tensor, step: int, slots: Tensor) -> Tensor:
+        return pipeline.normalise(pipeline.augment(images, step, slots)).double().contiguous()
+
+    run.seen = seen  # type: ignore[method-assign]
+    watcher = Watcher()
+    run.fit(folder, watcher)
+    losses = []
+    for step, (total, images) in enumerate(zip(watcher.losses, watcher.images, strict=True)):
+        before = watcher.losses[step - 1] if step % run.plan.steps_per_epoch else 0.0
+        losses.append((total - before) / images)
+    return losses
+
+
+def test_golden_curve(tmp_path: Path) -> None:
+    expected = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert golden_curve(tmp_path) == pytest.approx(expected, rel=1e-9)
+    assert sum(expected[-3:]) < 0.9 * sum(expected[:3])  # and it learns
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        GOLDEN.write_text(json.dumps(golden_curve(Path(folder)), indent=1) + "\n", encoding="utf-8")

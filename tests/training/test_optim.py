@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.reference import tiny_run
+from weightclass import config
+from weightclass.errors import UserError
+from weightclass.training import optim
+
+
+@pytest.mark.parametrize("table", [optim.SGD, optim.Adadelta, optim.AdamW])
+@pytest.mark.parametrize("decay_norms", [False, True])
+def test_norms_and_biases_decay_only_if_told(table: Any, decay_norms: bool) -> None:
+    model = tiny_run.model()
+    optimizer = optim.build(table(weight_decay=0.01, decay_norms=decay_norms), model)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == sum(len(group["params"]) for group in optimizer.param_groups)
+    for name, parameter in model.named_parameters():
+        vector = "bn" in name or name.endswith((".bias", "shortcut.1.weight"))
+        assert decay.pop(id(parameter)) == (0.01 if decay_norms or not vector else 0.0), name
+    assert not decay
+
+
+def test_a_network_without_vectors_makes_one_group() -> None:
+    optimizer = optim.build(optim.SGD(), nn.Linear(2, 2, bias=False))
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "kind", "settings"),
+    [
+        (
+            optim.SGD(lr=0.3, momentum=0.8, nesterov=True),
+            torch.optim.SGD,
+            {"lr": 0.3, "momentum": 0.8, "nesterov": True},
+        ),
+        (optim.Adadelta(lr=0.5, rho=0.8, eps=1e-5), torch.optim.Adadelta, {"lr": 0.5, "rho": 0.8, "eps": 1e-5}),
+        (
+            optim.AdamW(lr=0.01, beta1=0.8, beta2=0.99, eps=1e-5),
+            torch.optim.AdamW,
+            {"lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-5},
+        ),
+    ],
+)
+def test_settings_arrive(table: Any, kind: type, settings: dict[str, Any]) -> None:
+    optimizer = optim.build(table, tiny_run.model())
+    assert type(optimizer) is kind
+    for group in optimizer.param_groups:
+        assert {key: group[key] for key in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("table", "mistake", "message"),
+    [
+        (optim.SGD, {"nesterov": True, "momentum": 0.0}, "nesterov = true needs momentum above 0"),
+        (optim.SGD, {"lr": 0.0}, "lr = 0.0: expected float > 0"),
+        (optim.SGD, {"momentum": 1.0}, "momentum = 1.0"),
+        (optim.AdamW, {"beta2": 1.0}, "beta2 = 1.0"),
+        (optim.AdamW, {"momentum": 0.9}, "unknown key momentum of adamw"),
+        (optim.Adadelta, {"weight_decay": -1e-4}, "weight_decay = -0.0001"),
+    ],
+)
+def test_refuses(table: Any, mistake: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.build(mistake, table, "optimizer")
+    assert message in str(caught.value)
