@@ -1,4 +1,4 @@
-"""Shipped recipes hold what their headers say; bases, overrides and files that cannot be read; refusals across tables."""
+"""Shipped recipes hold what their headers say; bases, overrides and unreadable files; refusals across tables."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     monkeypatch.setattr(Keeper, "due", lambda _: True)
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", full)
-        with pytest.raises(UserError, match="disk full: could not write .*run the same command again") as caught:
+        with pytest.raises(UserError, match=r"disk full: could not write .*run the same command again") as caught:
             train(tmp_path)
     assert "\n" not in str(caught.value)
     assert_same_weights(train(tmp_path).folder, finished)

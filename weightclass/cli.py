@@ -14,6 +14,7 @@ from weightclass.errors import UserError
 
 _STARTED = time.monotonic()
 _SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
+_VALUED = {"--out", "--time-limit", "--draw"}  # of the verbs with settings: the word after them is theirs
 
 Recipe = Annotated[Positional[str], arg(help="a recipe's name, or a .toml file", metavar="RECIPE")]
 Overrides = Annotated[
@@ -76,13 +77,15 @@ def _weigh(
 
 
 def _in_order(args: list[str]) -> list[str]:
-    """Settings may stand anywhere and the recipe may be left out: verb, recipe, settings, options."""
+    """Recipe and settings may stand anywhere, the recipe be left out; in tyro's order they come before the options."""
     if args[:1] not in (["train"], ["weigh"]):
         return args
     settings = [word for word in args if _SETTING.match(word)]
     rest = [word for word in args[1:] if not _SETTING.match(word)]
-    named = rest[:1] if rest and not rest[0].startswith("-") else ["quickstart"] * bool(settings)
-    return [args[0], *named, *settings, *rest[len(named) * (rest[:1] == named) :]]
+    before = ["", *rest]
+    bare = [i for i, word in enumerate(rest) if word[:1] != "-" and before[i] not in _VALUED]
+    named = [rest.pop(bare[0])] if bare else ["quickstart"] * bool(settings)
+    return [args[0], *named, *settings, *rest]
 
 
 def main(args: list[str] | None = None) -> None:

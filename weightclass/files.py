@@ -19,7 +19,7 @@ _CURES = {
     errno.EACCES: "no permission to write {}: choose another folder, or make this one writable",
     errno.ENOTDIR: "could not write {}: a file stands where a folder is needed; move it or choose another folder",
 }
-_CURES |= {errno.EDQUOT: _CURES[errno.ENOSPC], errno.EEXIST: _CURES[errno.ENOTDIR]}
+_CURES |= dict.fromkeys((errno.EDQUOT, errno.EFBIG), _CURES[errno.ENOSPC]) | {errno.EEXIST: _CURES[errno.ENOTDIR]}
 _CURES |= dict.fromkeys((errno.EPERM, errno.EROFS), _CURES[errno.EACCES])
 
 
