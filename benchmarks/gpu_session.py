@@ -273,7 +273,7 @@ def measure(setting: Setting, splits: Any, args: argparse.Namespace, detail: Pat
 def open_run(setting: Setting, splits: Any, args: argparse.Namespace, folder: Path) -> Any:
     """Recipe paper-97 under `setting`, started as `train` starts it."""
     from weightclass import recipe
-    from weightclass.run import Run
+    from weightclass.session import Session
 
     named = recipe.load(
         "paper-97",
@@ -284,9 +284,7 @@ def open_run(setting: Setting, splits: Any, args: argparse.Namespace, folder: Pa
         f"machine.compile={setting.compile}",
         "train.drop_last=true",  # a smaller batch would be compiled anew
     )
-    run = Run.open(named, recipe.weigh(named.recipe), splits, folder, quiet=True)
-    run.start()
-    return run
+    return Session(named, recipe.weigh(named.recipe), splits, folder, quiet=True)
 
 
 def endless(batches: Callable[[int, int], Iterator[Any]]) -> Iterator[Any]:

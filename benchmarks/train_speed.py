@@ -40,7 +40,7 @@ from weightclass import recipe
 from weightclass.data import sources
 from weightclass.data.dataset import Dataset
 from weightclass.data.sources import Splits
-from weightclass.run import Run
+from weightclass.session import Session
 from weightclass.training.checkpoint import Keeper
 from weightclass.training.loop import State, fit
 
@@ -178,8 +178,7 @@ class Ours:
         )
         named = recipe.load("small-cpu", *overrides)
         self.weights = recipe.weigh(named.recipe)
-        self.run = Run.open(named, self.weights, splits, folder, quiet=True)
-        self.run.start()
+        self.run = Session(named, self.weights, splits, folder, quiet=True)
         average = f"moving average {named.recipe.train.ema}" if named.recipe.train.ema else "no average"
         self.note = f"channels last, {self.run.plan.precision}, {average}"
 

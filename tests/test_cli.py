@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 from weightclass.cli import main
-from weightclass.run import Run
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -186,7 +185,7 @@ def test_a_signal_saves_and_the_same_command_finishes(
     assert list(tmp_path.glob("runs/*/checkpoint/*.safetensors"))
     assert not list(tmp_path.glob("runs/*/result.json"))
 
-    monkeypatch.setattr(Run, "_draw", lambda *_: None)
+    monkeypatch.setattr("weightclass.run.draw", lambda *_: None)
     for out in ("runs", "undisturbed"):
         assert code_of(*words, "--out", str(tmp_path / out), "--quiet") == 0
     [one], [two] = (list(tmp_path.glob(f"{out}/*/model.safetensors")) for out in ("runs", "undisturbed"))

@@ -131,11 +131,12 @@ def test_kills_over_three_variants(tmp_path: Path, capsys: pytest.CaptureFixture
 FORKS = """
 import functools, json, os, signal, sys
 from pathlib import Path
+import filelock, rich.console, safetensors.torch, sklearn.metrics, torch._dynamo
 import weightclass.cli, weightclass.run
 from weightclass.data import sources
 
-sources.digits = functools.cache(sources.digits)  # read before the forks: it is half of a session's time
-sources.digits()
+sources.digits = functools.cache(sources.digits)
+sources.digits()  # this and the imports above take most of a session's time: once, before the forks
 
 def session(last, out):
     replace, names = Path.replace, []
@@ -147,7 +148,7 @@ def session(last, out):
         return replace(self, target)
 
     Path.replace = counted
-    weightclass.run.Run._draw = lambda *_: None
+    weightclass.run.draw = lambda *_: None
     try:
         weightclass.cli.main([*sys.argv[2:], "--out", out])
     except SystemExit as end:

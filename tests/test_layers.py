@@ -18,6 +18,7 @@ STOREYS = (
     {"report"},
     {"study", "edge"},
     {"run"},
+    {"session"},
     {"modelfile", "results"},
     {"recipe"},
     {"training", "evaluation", "data", "augment", "model"},

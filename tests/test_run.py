@@ -19,7 +19,7 @@ from weightclass import config, files, recipe
 from weightclass.errors import UserError
 from weightclass.files import run_lock
 from weightclass.recipe import Recipe
-from weightclass.run import Outcome, Run
+from weightclass.run import Outcome
 from weightclass.training.checkpoint import Keeper
 
 EPOCHS, STEPS = 3, 3  # 130 images in batches of 50
@@ -36,7 +36,7 @@ def train(out: Path, *overrides: str, **options: Any) -> Outcome:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than these runs."""
-    monkeypatch.setattr(Run, "_draw", lambda *_: None)
+    monkeypatch.setattr("weightclass.run.draw", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

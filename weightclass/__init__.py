@@ -1,9 +1,9 @@
 """weightclass: the strongest image classifier under a parameter budget, proven, and shipped to a small device.
 
-    import weightclass as wc
-    result = wc.train("quickstart", "train.epochs=10")
-    weights = wc.weigh("paper-97")
-    model = wc.load("runs/quickstart-...")
+import weightclass as wc
+outcome = wc.train("quickstart", "train.epochs=10")
+weights = wc.weigh("paper-97")
+model = wc.load(outcome.folder)
 """
 
 from __future__ import annotations

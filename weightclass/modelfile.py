@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from weightclass import config
+from weightclass.augment.ops import normalise
 from weightclass.errors import UserError
 from weightclass.evaluation import predict
-from weightclass.augment.ops import normalise
 from weightclass.files import atomic_write
 from weightclass.model import resnet
 from weightclass.recipe import Recipe

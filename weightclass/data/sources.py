@@ -56,6 +56,11 @@ class Splits:
     validation: Dataset | None
     test: Dataset
 
+    def digest(self) -> str:
+        """The hash of all that a run sees, for its fingerprint."""
+        parts = (self.train, self.validation, self.test)
+        return "/".join(part.digest() if part else "none" for part in parts)
+
 
 def load(config: Data) -> Splits:
     """The sets that `config` asks for, on the CPU.

@@ -1,0 +1,166 @@
+"""Everything a run holds while it trains: built from a recipe, and put back to where its folder says it was."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from weightclass import __version__, config, device
+from weightclass.augment.pipeline import Pipeline
+from weightclass.augment.pipeline import check as check_augment
+from weightclass.data.dataset import Dataset
+from weightclass.data.loader import Loader
+from weightclass.data.sources import Splits
+from weightclass.evaluation import metrics, predict
+from weightclass.evaluation.metrics import Scorecard
+from weightclass.files import atomic_write
+from weightclass.model import resnet
+from weightclass.model.budget import Weights
+from weightclass.recipe import Named
+from weightclass.runlog import Meter, Metrics
+from weightclass.stopping import Stopper
+from weightclass.training import optim, schedule
+from weightclass.training.averaging import Average
+from weightclass.training.checkpoint import Keeper
+from weightclass.training.loop import Batch, Plan, State
+
+
+class Session:
+    """One sitting of a run. A run that is killed and started again has several, and one outcome."""
+
+    def __init__(self, named: Named, weights: Weights, splits: Splits, folder: Path, quiet: bool = False) -> None:
+        self.named, self.recipe, self.weights, self.splits, self.folder = named, named.recipe, weights, splits, folder
+        decisions = self._decisions()
+        self.device = device.apply(decisions)
+        train = splits.train.to(self.device)
+        self.pipeline = self._pipeline(train)
+        settings = self.recipe.train
+        self.loader = Loader(train, settings.batch_size, settings.seed, settings.drop_last)
+        self.plan = Plan(
+            train=settings,
+            steps_per_epoch=self.loader.steps,
+            rate=self._rate,
+            device=self.device,
+            precision=decisions.precision,
+            compile=decisions.compile,
+        )
+        self.state = self._fresh_state()
+        self.metrics = Metrics(folder / "metrics.jsonl")
+        self.keeper = Keeper(folder / "checkpoint", settings.checkpoint_seconds)
+        resumed = self.keeper.load_latest(self.state)
+        self.metrics.rewind(self.state.step)
+        self.meter = Meter(self.plan.steps, self.state.step, settings.epochs, quiet)
+        self._introduce(decisions, resumed)
+
+    def _decisions(self) -> device.Decisions:
+        """Taken at the run's first start, read from its folder ever after."""
+        path = self.folder / "environment.json"
+        if path.exists():
+            earlier = json.loads(path.read_text(encoding="utf-8"))["decisions"]
+            return device.decide(self.recipe.machine, msgspec.convert(earlier, device.Decisions))
+        decisions = device.decide(self.recipe.machine)
+        facts = {"weightclass": __version__, **device.environment(), "decisions": msgspec.to_builtins(decisions)}
+        atomic_write(self.folder / "recipe.toml", config.to_toml(self.recipe))
+        atomic_write(path, json.dumps(facts, indent=2) + "\n")
+        return decisions
+
+    def _pipeline(self, train: Dataset) -> Pipeline:
+        settings = self.recipe.augment
+        mean, std = (settings.mean, settings.std) if settings.mean else train.mean_std()
+        operations = check_augment(settings, train.image_shape)
+        return Pipeline(operations, mean, std, self.recipe.train.seed, self.device)
+
+    def _rate(self, step: int) -> float:
+        lr, epochs = self.recipe.optimizer.lr, self.recipe.train.epochs
+        return schedule.rate(self.recipe.schedule, lr, step, self.loader.steps, epochs)
+
+    def _fresh_state(self) -> State:
+        settings, train = self.recipe.train, self.splits.train
+        model = resnet.build(self.recipe.model, train.image_shape, len(train.classes), settings.seed, self.device)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        resnet.group_norms(model, settings.bn_group)
+        average = Average(model, settings.ema) if settings.ema else None
+        precise = torch.float32 if self.device.type == "mps" else torch.float64
+        sums = torch.zeros(3, dtype=precise, device=self.device)
+        return State(model, optim.build(self.recipe.optimizer, model), average, sums=sums)
+
+    def _introduce(self, decisions: device.Decisions, resumed: bool) -> None:
+        for name in self.keeper.damaged:
+            self.meter.say(f"checkpoint {name} is damaged and was left out; going on from the one before it")
+        how = f"{decisions.device}, {decisions.threads} threads, {decisions.precision}"
+        how += ", compiled" if decisions.compile else ""
+        held = f", {len(self.splits.validation):,} held out" if self.splits.validation else ""
+        self.meter.say(
+            f"{self.named.name}: {self.weights.params:,} parameters, {self.weights.macs / 1e6:,.1f} M MACs, "
+            f"{len(self.splits.train):,} training images{held} ({how})"
+        )
+        if resumed:
+            self.meter.say(f"continuing in {self.folder} at step {self.state.step:,} of {self.plan.steps:,}")
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The batches of one epoch from step `first` on, augmented and normalised on the device."""
+        for step, batch in enumerate(self.loader.epoch(epoch, first), epoch * self.loader.steps + first):
+            images = self.pipeline.augment(batch.images, step, batch.slots)
+            yield replace(batch, images=self.pipeline.normalise(images))
+
+    @property
+    def judged_on(self) -> str:
+        """Validation where images are held out for it (development), else the test set (a frozen recipe)."""
+        return "validation" if self.splits.validation else "test"
+
+    def split(self, name: str) -> Dataset:
+        """The images of `judged_on`, or of another split."""
+        return getattr(self.splits, name)
+
+    def score(self, name: str) -> tuple[Scorecard, Tensor]:
+        """The scorecard of the (averaged) weights on a split, and its logits on the CPU."""
+        data = self.split(name)
+        images = data.images.to(self.device)
+        logits = predict.logits(self.state.evaluated, images, self.pipeline.normalise).cpu()
+        return metrics.scorecard(logits, data.labels, data.classes), logits
+
+    def seconds_to_finish(self) -> float:
+        """A guess, on the safe side, at a forward pass over the judged images plus the pictures."""
+        return len(self.split(self.judged_on)) / max(self.meter.speed, 1.0) + 5
+
+
+class Observer:
+    """What `fit` tells a session while it trains: meters, epoch records, reasons to stop."""
+
+    def __init__(self, session: Session, stopper: Stopper) -> None:
+        self.session, self.stopper = session, stopper
+        self.before = session.state.seconds
+        self.last: float | None = None  # none before a session's first step, which may be a compilation
+        self.slowest_step = 0.0
+
+    def stepped(self, state: State, images: int, waited: float) -> None:
+        now = time.perf_counter()
+        if self.last is not None:
+            self.slowest_step = max(self.slowest_step, now - self.last)
+        self.last = now
+        self.session.meter.stepped(state.step, images, waited)
+        state.seconds = self.before + self.session.meter.seconds
+
+    def epoch_done(self, state: State, epoch: int, means: tuple[float, float], rate: float) -> None:
+        session, started = self.session, time.perf_counter()
+        record: dict[str, object] = {"epoch": epoch, "step": state.step}
+        record |= {"train_loss": means[0], "train_accuracy": means[1], "lr": rate}
+        watched = {"validation": session.splits.validation is not None, "test": session.recipe.data.watch_test}
+        for split in (name for name, wanted in watched.items() if wanted):
+            card, _ = session.score(split)
+            record |= {f"{split}_accuracy": card.accuracy, f"{split}_loss": card.nll}
+        session.meter.paused += time.perf_counter() - started
+        record["time"] = {"seconds": round(state.seconds, 2), "images_per_second": round(session.meter.speed, 1)}
+        session.metrics.append(record)
+        session.meter.epoch(record)
+        self.last = time.perf_counter()
+
+    def should_stop(self, keeper: Keeper) -> str | None:
+        return self.stopper.reason(2 * self.slowest_step + 2 * keeper.slowest + 0.5)
