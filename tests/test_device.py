@@ -29,6 +29,12 @@ def _no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
 
+@pytest.fixture
+def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "compile_problem", lambda _: None)
+
+
+@pytest.mark.usefixtures("_compiler")
 def test_explicit_settings_are_taken() -> None:
     config = Machine(device="cpu", threads=2, precision="bfloat16", compile="on")
     decisions = device.decide(config)
@@ -44,6 +50,7 @@ def test_auto_on_a_cpu(monkeypatch: pytest.MonkeyPatch, pays: bool, precision: s
     assert device.decide(Machine()) == Decisions(device="cpu", threads=2, precision=precision, compile=False)
 
 
+@pytest.mark.usefixtures("_compiler")
 def test_auto_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     decisions = device.decide(Machine(threads=1))
@@ -58,6 +65,17 @@ def test_a_device_that_is_not_there(name: str) -> None:
         device.decide(msgspec.structs.replace(Machine(threads=1), device=name))
     with pytest.raises(UserError, match="torch finds none here"):  # a run folder that came from another machine
         device.decide(Machine(), msgspec.structs.replace(PLAIN, device=name))
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: object) -> object:
+        raise RuntimeError("no C++ compiler\nat /usr/bin")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not device.decide(Machine(threads=1)).compile
+    with pytest.raises(UserError, match=r"torch cannot compile here \(no C\+\+ compiler\); leave it out"):
+        device.decide(Machine(threads=1, device="cpu", compile="on"))
 
 
 def test_earlier_decisions_stand() -> None:

@@ -38,16 +38,6 @@ def test_rewinding_forgets_what_will_be_written_again(tmp_path: Path, step: int,
     assert lines(path) == metrics.records == [record(number) for number in range(1, kept + 1)]
 
 
-def test_a_torn_line_is_forgotten(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    Metrics(path).append(record(1))
-    path.write_text(path.read_text() + '{"epoch": 2, "st')
-    metrics = Metrics(path)
-    metrics.rewind(10)
-    metrics.append(record(2))
-    assert lines(path) == [record(1), record(2)]
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

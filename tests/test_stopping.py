@@ -19,7 +19,7 @@ def test_the_first_signal_is_noted_the_second_obeyed(number: signal.Signals, rea
         assert stopper.reason() is None
         os.kill(os.getpid(), number)
         assert stopper.reason() == reason
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match=str(EXIT_CODES[reason])):
             os.kill(os.getpid(), number)
         assert stopper.reason() == reason
     assert signal.getsignal(number) is before

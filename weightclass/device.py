@@ -29,7 +29,7 @@ class Machine(Table):
     """Of the forward and backward pass (weights stay float32). auto: bfloat16 on CUDA, on CPU where a probe says
     that it pays."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile. auto: on CUDA."""
+    """torch.compile. auto: on CUDA, where torch finds a working compiler (on CPUs it did not pay; docs/LOG.md)."""
 
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,13 +45,17 @@ def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
     """Settle every "auto". `earlier` decisions stand; a setting that contradicts them is an error."""
     if earlier:
         return _honour(config, earlier)
-    device = _device(config.device)
+    device = available(config.device)
     threads = config.threads or _cores()
     torch.set_num_threads(threads)
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" or (device == "cpu" and bfloat16_pays()) else "float32"
     compiled = config.compile == "on" or (config.compile == "auto" and device == "cuda")
+    if compiled and (problem := compile_problem(device)):
+        if config.compile == "on":
+            raise UserError(f"machine.compile = 'on', but torch cannot compile here ({problem}); leave it out")
+        compiled = False
     return Decisions(device=device, threads=threads, precision=precision, compile=compiled)
 
 
@@ -72,7 +76,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _device(wanted: str) -> str:
+def available(wanted: str) -> str:
+    """`wanted`, or the best device there is for "auto". Raises UserError where torch finds none of that kind."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return next(name for name, works in there.items() if works)
@@ -91,7 +96,7 @@ def _honour(config: Machine, earlier: Decisions) -> Decisions:
                 f"machine.{key} = {value}, but this run was started with {taken[key]}: leave it, or train "
                 "in another folder with --out"
             )
-    _device(earlier.device)
+    available(earlier.device)
     return earlier
 
 
@@ -115,6 +120,15 @@ def bfloat16_pays(least: float = 1.3) -> bool:
         return False
     rounds = [(seconds(False), seconds(True)) for _ in range(5)]
     return min(a for a, _ in rounds) >= least * min(b for _, b in rounds)
+
+
+def compile_problem(device: str) -> str | None:
+    """What stops torch.compile on this device, in one line; None where it works."""
+    try:
+        torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(8, device=device))
+    except Exception as error:  # whatever is amiss in a compiler's tool chain
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return None
 
 
 def environment() -> Mapping[str, Any]:

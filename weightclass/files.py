@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
@@ -66,12 +65,6 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def sha256_file(path: Path | str) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # --- one process a folder ----------------------------------------------------------------------------------
 
 
@@ -94,7 +87,7 @@ def run_lock(folder: Path | str) -> Iterator[None]:
             cure = "wait for it or choose another folder with --out"
             raise UserError(f"another process (pid {_holder(folder)}) is using {folder}: {cure}") from None
     try:
-        for leftover in folder.glob(".*.tmp"):
+        for leftover in folder.rglob(".*.tmp"):
             leftover.unlink()
         atomic_write(folder / ".lock.pid", f"{os.getpid()}\n")
         yield
@@ -113,45 +106,18 @@ def _holder(folder: Path) -> str:
 # --- JSON lines --------------------------------------------------------------------------------------------
 
 
-def append_jsonl(path: Path | str, *records: dict[str, Any]) -> None:
-    """Append one line a record and flush. A torn last line, left by a kill, is cut off first.
-
-    NaN and infinities are written as null, so that the file stays JSON.
-    """
-    path = Path(path)
-    lines = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
-    with _cured(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            file.truncate(_whole_lines(file))
-            file.write(lines)
-
-
-def _whole_lines(file: BinaryIO) -> int:
-    """Bytes up to and with the last newline; reads the last byte only, unless the tail is torn."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(size - 1, 0))
-    if file.read(1) in (b"", b"\n"):
-        return size
-    file.seek(0)
-    return file.read().rfind(b"\n") + 1
+def write_jsonl(path: Path | str, records: list[dict[str, Any]]) -> None:
+    """One line a record, the file replaced whole. NaN and infinities are written as null, so that it stays JSON."""
+    atomic_write(path, b"".join(msgspec.json.encode(record) + b"\n" for record in records))
 
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, none where it is missing; a torn last line is ignored.
-
-    Raises UserError where any other line is not JSON.
-    """
+    """The records of a JSON-lines file, none where it is missing. Raises UserError where a line is not JSON."""
     path = Path(path)
-    if not path.exists():
-        return []
-    *lines, _torn = path.read_bytes().split(b"\n")
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
         try:
             records.append(msgspec.json.decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError):
-            if number == len(lines):
-                break
             raise UserError(f"{path}, line {number}: not JSON; remove the line, or the file to start anew") from None
     return records

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from weightclass import config
 from weightclass.augment.ops import normalise
+from weightclass.device import available
 from weightclass.errors import UserError
 from weightclass.evaluation import predict
 from weightclass.files import atomic_write
@@ -74,8 +75,11 @@ def save(path: Path, model: Classifier) -> int:
     return len(payload)
 
 
-def load(path: str | Path, device: str = "cpu") -> Classifier:
-    """Read a model file, or the one in a run folder. Nothing in the file is executed."""
+def load(path: str | Path, on: str = "cpu") -> Classifier:
+    """Read a model file, or the one in a run folder, for device `on` ("cpu", "cuda", "mps" or "auto").
+
+    Nothing in the file is executed.
+    """
     from safetensors import SafetensorError, safe_open
 
     file = Path(path)
@@ -91,7 +95,7 @@ def load(path: str | Path, device: str = "cpu") -> Classifier:
     if header.get("format") != FORMAT:
         raise UserError(f"{file}: its header is not {FORMAT}: train or export it with weightclass")
     try:
-        return _assemble(file, header, tensors, device)
+        return _assemble(file, header, tensors, available(on))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: its header is damaged ({error!r}): fetch or train it anew") from None
 

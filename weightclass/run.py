@@ -47,24 +47,23 @@ def train(
     The same call continues a stopped run, or reports a finished one. `out` holds the run folders; `time_limit` in
     seconds saves and returns in time. Raises UserError.
     """
-    stopper = Stopper(time.monotonic() + time_limit if time_limit else None)
+    deadline = None if time_limit is None else time.monotonic() + time_limit
     named = recipe.load(name, *overrides)
     weights = weigh(name, *overrides)  # over budget is refused here, before data is touched
-    with stopper:
-        splits = sources.load(named.recipe.data)
-        fingerprint = recipe.fingerprint(named.recipe, splits.digest())
-        folder = Path(out) / f"{named.name}-{fingerprint[:8]}"
-        with run_lock(folder):
-            if result := results.read(folder):
-                Keeper(folder / "checkpoint").clear()  # a kill may have come between the result and this
-                return report(folder, result, "finished already", quiet)
-            session = Session(named, weights, splits, folder, quiet)
-            stopped = fit(session.state, session.plan, session.batches, session.keeper, Observer(session, stopper))
-            # A session that had nothing left to train finishes, or a short time limit would never see the end.
-            if stopped := stopped or (session.meter.images and stopper.reason(session.seconds_to_finish())):
-                return pause(session, stopped)
-            result = finish(session, fingerprint)
-            return report(folder, result, "done", quiet)
+    splits = sources.load(named.recipe.data)
+    fingerprint = recipe.fingerprint(named.recipe, splits.digest())
+    folder = Path(out) / f"{named.name}-{fingerprint[:8]}"
+    with run_lock(folder), Stopper(deadline) as stopper:
+        if result := results.read(folder):
+            Keeper(folder / "checkpoint").clear()  # a kill may have come between the result and this
+            return report(folder, result, "finished already", quiet)
+        session = Session(named, weights, splits, folder, quiet)
+        stopped = fit(session.state, session.plan, session.batches, session.keeper, Observer(session, stopper))
+        # A session that had nothing left to train finishes, or a short time limit would never see the end.
+        if stopped := stopped or (session.meter.images and stopper.reason(session.seconds_to_finish())):
+            return pause(session, stopped)
+        result = finish(session, fingerprint)
+        return report(folder, result, "done", quiet)
 
 
 def weigh(name: str, *overrides: str) -> Weights:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from weightclass.files import atomic_write, read_jsonl
+from weightclass.files import read_jsonl, write_jsonl
 
 
 class Metrics:
@@ -20,15 +19,15 @@ class Metrics:
 
     def rewind(self, step: int) -> None:
         """Forget the records after `step`: the run resumes there and will write them again."""
-        self.records = [record for record in self.records if record["step"] <= step]
-        lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        atomic_write(self.path, lines)
+        self._write([record for record in self.records if record["step"] <= step])
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one record. A full disk is told by the next checkpoint, whose record this is."""
-        self.records.append(record)
-        lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        atomic_write(self.path, lines)
+        """Add one record; the file is replaced whole, so a kill leaves it with or without the record."""
+        self._write([*self.records, record])
+
+    def _write(self, records: list[dict[str, Any]]) -> None:
+        self.records = records
+        write_jsonl(self.path, records)
 
 
 def console() -> Any:

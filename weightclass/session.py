@@ -95,7 +95,7 @@ class Session:
         for name in self.keeper.damaged:
             self.meter.say(f"checkpoint {name} is damaged and was left out; going on from the one before it")
         how = f"{decisions.device}, {decisions.threads} threads, {decisions.precision}"
-        how += ", compiled" if decisions.compile else ""
+        how += ", compiled" if decisions.compile else ", not compiled" if decisions.device == "cuda" else ""
         held = f", {len(self.splits.validation):,} held out" if self.splits.validation else ""
         self.meter.say(
             f"{self.named.name}: {self.weights.params:,} parameters, {self.weights.macs / 1e6:,.1f} M MACs, "

@@ -33,7 +33,7 @@ class Stopper:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
-            raise KeyboardInterrupt
+            raise SystemExit(EXIT_CODES[_SIGNALS[signal.Signals(number)]])
         self._signal = _SIGNALS[signal.Signals(number)]
 
     def reason(self, reserve: float = 0.0) -> str | None:

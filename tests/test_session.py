@@ -1,0 +1,80 @@
+"""A sitting of a run: built from its recipe, resumed from its folder, judging on the right images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightclass import recipe
+from weightclass.data import sources
+from weightclass.session import Observer, Session
+from weightclass.stopping import Stopper
+from weightclass.training.loop import fit
+
+TINY = (
+    *("model.blocks=1,1", "model.channels=4,8", "data.subset=130", "train.batch_size=50", "train.epochs=2"),
+    *("machine.threads=1", "machine.precision=float32", "augment.ops=crop(1),flip"),
+)
+
+
+def sit(folder: Path, *overrides: str) -> Session:
+    named = recipe.load("quickstart", *TINY, *overrides)
+    return Session(named, recipe.weigh(named.recipe), sources.load(named.recipe.data), folder, quiet=True)
+
+
+def test_batches_from_any_step_on_are_those_of_the_whole_epoch(tmp_path: Path) -> None:
+    session = sit(tmp_path)
+    whole = list(session.batches(1, 0))
+    for first in range(session.loader.steps):
+        for batch, same in zip(session.batches(1, first), whole[first:], strict=True):
+            assert torch.equal(batch.images, same.images)
+            assert torch.equal(batch.labels, same.labels)
+    assert not torch.equal(next(session.batches(0, 0)).images, whole[0].images)
+
+
+def test_the_normalisation_is_measured_on_the_training_images_unless_given(tmp_path: Path) -> None:
+    session = sit(tmp_path / "measured")
+    assert (session.pipeline.mean, session.pipeline.std) == session.splits.train.mean_std()
+    given = sit(tmp_path / "given", "augment.mean=0.5", "augment.std=0.25")
+    assert (given.pipeline.mean, given.pipeline.std) == ((0.5,), (0.25,))
+
+
+def test_a_second_sitting_starts_where_the_first_saved(tmp_path: Path) -> None:
+    first = sit(tmp_path)
+    assert fit(first.state, first.plan, first.batches, first.keeper, Observer(first, Stopper())) is None
+    second = sit(tmp_path)
+    assert second.state.step == first.plan.steps == 2 * second.loader.steps
+    assert second.metrics.records == first.metrics.records
+    for mine, theirs in zip(second.state.model.parameters(), first.state.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("held_out", "name", "images"), [(100, "validation", 100), (0, "test", 360)])
+def test_development_is_judged_on_images_held_out_for_it(tmp_path: Path, held_out: int, name: str, images: int) -> None:
+    session = sit(tmp_path, f"data.validation={held_out}")
+    assert session.judged_on == name
+    card, logits = session.score(session.judged_on)
+    assert (card.n, logits.shape) == (images, (images, 10))
+
+
+def test_the_averaged_weights_are_the_ones_judged(tmp_path: Path) -> None:
+    session = sit(tmp_path, "train.ema=0.5")
+    assert session.state.average is not None
+    session.state.average.twin.get_parameter("linear.bias").data[7] = 1e6
+    assert (session.score("test")[1].argmax(1) == 7).all()
+
+
+def test_a_first_step_that_compiles_does_not_shorten_the_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = sit(tmp_path)
+    clock = iter([100.0, 101.0, 103.0])
+    observer = Observer(session, Stopper())
+    monkeypatch.setattr("weightclass.session.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(session.meter, "stepped", lambda *_: None)
+    monkeypatch.setattr(type(session.meter), "seconds", 1.0)
+    for _ in range(3):
+        observer.stepped(session.state, 50, 0.0)
+    assert observer.slowest_step == 2.0
