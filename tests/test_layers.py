@@ -23,7 +23,7 @@ STOREYS = (
     {"recipe"},
     {"training", "evaluation", "data", "augment", "model"},
     {"device", "runlog"},  # the ground: these two may stand on those below
-    {"config", "seeding", "files", "stopping"},
+    {"config", "seeding", "files", "stopping", "batching"},
     {"errors"},
 )
 HEAVY = {"matplotlib", "sklearn", "scipy", "pooch", "rich", "tyro", "PIL", "jinja2", "pandas", "onnx", "onnxruntime"}

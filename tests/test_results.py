@@ -35,6 +35,7 @@ RESULT = Result(
     test_readings=1,
     scorecard=CARD,
     averaged=True,
+    computed_on="cpu, 2 threads, float32",
     params=4_978_810,
     macs=1_180_000_000,
     train_pflops=106.2,

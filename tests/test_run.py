@@ -69,7 +69,7 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 
 def test_the_folder_holds_the_whole_run(finished: Path) -> None:
     pictures = {"curves.png", "confusion.png", "mistakes.png", "samples.png"}
-    texts = {"recipe.toml", "environment.json", "metrics.jsonl", "result.json"}
+    texts = {"recipe.toml", "environment.json", "metrics.jsonl", "result.json", "test_readings.jsonl"}
     assert set(content(finished)) == pictures | texts | {"model.safetensors"}  # and no checkpoint folder
     assert all(content(finished)[name].startswith(b"\x89PNG\r\n\x1a\n") for name in pictures)
     named = recipe.load("quickstart", *TINY)
@@ -206,7 +206,7 @@ def test_a_damaged_checkpoint_is_told_and_left_out(
     newest.write_bytes(newest.read_bytes()[:-1])
     wc.train("quickstart", *TINY, out=tmp_path)
     out = capsys.readouterr().out
-    assert f"checkpoint {newest.name} is damaged and was left out" in out
+    assert f"checkpoint {newest.name} is damaged and was set aside" in out
     assert_same_weights(folder, finished)
 
 

@@ -74,10 +74,10 @@ def test_speed_leaves_evaluation_out_and_eta_counts_this_session_only(monkeypatc
     meter = Meter(steps=100, done=40, epochs=10, quiet=True)
     for step in range(41, 51):
         clock.now += 2
-        meter.stepped(step, images=64, waited=0.5)
+        meter.stepped(step, images=64)
     clock.now += 10
     meter.paused += 10
-    assert (meter.seconds, meter.waited) == (30, 5.0)
+    assert meter.seconds == 30
     assert meter.speed == 640 / 20
     assert meter.eta == 50 * 30 / 10
 
@@ -101,7 +101,7 @@ def test_an_epoch_is_one_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_quiet_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     meter = Meter(steps=100, done=0, epochs=10, quiet=True)
-    meter.stepped(1, 64, 0.0)
+    meter.stepped(1, 64)
     meter.epoch(record(1) | {"train_loss": 1.0, "train_accuracy": 0.5, "lr": 0.1})
     meter.say("nothing")
     meter.close()
@@ -112,7 +112,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     meter = Meter(steps=100, done=0, epochs=10)
-    meter.stepped(55, 64, 0.0)
+    meter.stepped(55, 64)
     meter._bar.refresh()
     meter.close()
     meter.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import time
@@ -66,13 +67,16 @@ def _weigh(
     from weightclass.model import budget
     from weightclass.runlog import console
 
+    if draw and not draw.endswith(".png"):
+        raise UserError(f"--draw {draw}: name a .png file")
     weights = run.weigh(recipe, *overrides)
-    console().print(budget.table(weights))
+    out = console()
+    out.print(budget.table(weights, narrow=out.width < 112))
     if draw:
         from weightclass.model.draw import draw as draw_network
 
         draw_network(weights, draw, " ".join([recipe, *overrides]))
-        console().print(f"drawn in {draw}", markup=False)
+        out.print(f"drawn in {draw}", markup=False)
     return 0
 
 
@@ -90,6 +94,9 @@ def _in_order(args: list[str]) -> list[str]:
 
 def main(args: list[str] | None = None) -> None:
     """Parse, run, and turn a user's mistake into one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a Windows code page may lack the bars of a table
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     words = _in_order(sys.argv[1:] if args is None else args)
     verbs = {"train": _train, "eval": _eval, "weigh": _weigh}
     try:

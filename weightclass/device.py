@@ -50,7 +50,7 @@ def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
     torch.set_num_threads(threads)
     precision = config.precision
     if precision == "auto":
-        precision = "bfloat16" if device == "cuda" or (device == "cpu" and bfloat16_pays()) else "float32"
+        precision = "bfloat16" if _bfloat16(device) else "float32"
     compiled = config.compile == "on" or (config.compile == "auto" and device == "cuda")
     if compiled and (problem := compile_problem(device)):
         if config.compile == "on":
@@ -78,11 +78,13 @@ def _cores() -> int:
 
 def available(wanted: str) -> str:
     """`wanted`, or the best device there is for "auto". Raises UserError where torch finds none of that kind."""
+    if wanted not in ("auto", "cuda", "mps", "cpu"):
+        raise UserError(f"device {wanted!r}: choose auto, cuda, mps or cpu")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return next(name for name, works in there.items() if works)
     if not there[wanted]:
-        raise UserError(f"machine.device = {wanted!r}: torch finds none here; use machine.device=auto")
+        raise UserError(f"device {wanted}: torch finds none on this machine")
     return wanted
 
 
@@ -98,6 +100,12 @@ def _honour(config: Machine, earlier: Decisions) -> Decisions:
             )
     available(earlier.device)
     return earlier
+
+
+def _bfloat16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and bfloat16_pays()
 
 
 def bfloat16_pays(least: float = 1.3) -> bool:

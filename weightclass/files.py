@@ -14,7 +14,7 @@ import msgspec
 from weightclass.errors import UserError
 
 _CURES = {
-    errno.ENOSPC: "disk full: could not write {}; free some space and run the same command again (nothing was lost)",
+    errno.ENOSPC: "disk full: could not write {}; free some space and run the same command again",
     errno.EACCES: "no permission to write {}: choose another folder, or make this one writable",
     errno.ENOTDIR: "could not write {}: a file stands where a folder is needed; move it or choose another folder",
 }
@@ -28,9 +28,8 @@ def _cured(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _CURES:
-            raise
-        raise UserError(_CURES[error.errno].format(path)) from error
+        other = f"could not write {{}}: {error.strerror or error}; choose another folder"
+        raise UserError(_CURES.get(error.errno or 0, other).format(path)) from error
 
 
 def atomic_write(path: Path | str, data: bytes | str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 
 from weightclass import config
@@ -62,7 +63,7 @@ def save(path: Path, model: Classifier) -> int:
 
     header = {
         "format": FORMAT,
-        "recipe": config.to_toml(model.recipe),
+        "recipe": config.to_toml(_portable(model.recipe)),
         "name": model.name,
         "classes": json.dumps(model.classes),
         "image_shape": json.dumps(model.image_shape),
@@ -73,6 +74,11 @@ def save(path: Path, model: Classifier) -> int:
     payload = to_bytes(tensors, header)
     atomic_write(path, payload)
     return len(payload)
+
+
+def _portable(recipe: Recipe) -> Recipe:
+    """Without the place where the data lay: it means nothing elsewhere, and is nobody's business."""
+    return structs.replace(recipe, data=structs.replace(recipe.data, path=""))
 
 
 def load(path: str | Path, on: str = "cpu") -> Classifier:
@@ -94,8 +100,9 @@ def load(path: str | Path, on: str = "cpu") -> Classifier:
         raise UserError(f"{file}: not a readable safetensors file: {error}") from None
     if header.get("format") != FORMAT:
         raise UserError(f"{file}: its header is not {FORMAT}: train or export it with weightclass")
+    device = available(on)
     try:
-        return _assemble(file, header, tensors, available(on))
+        return _assemble(file, header, tensors, device)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: its header is damaged ({error!r}): fetch or train it anew") from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from weightclass.files import atomic_write
 from weightclass.runlog import human_bytes, human_seconds
 
 FILE_NAME = "result.json"
+READINGS = "test_readings.jsonl"
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,8 +29,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     split: Literal["test", "validation"]
     """What `scorecard` was read on: validation in development, test for a frozen recipe."""
     test_readings: int
-    """How often the test set was looked at, by this run and by later `eval`s of its model."""
+    """How often the test set was looked at, by this run (kills and all) and by later `eval`s of its model."""
     scorecard: Scorecard
+    computed_on: str
+    """Device, threads and precision of the training."""
     averaged: bool
     """Whether the weights are the moving average (train.ema) rather than the last step's."""
     params: int
@@ -36,6 +41,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """6 x MACs x images seen (one forward pass is 2 MACs, the backward pass twice that), in 10^15."""
     epochs: int
     seconds: float
+    """Training time, evaluations left out."""
     images_per_second: float
     waiting: float
     """Share of the training time spent waiting for data, augmentation included."""
@@ -44,6 +50,19 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory: int
     """Bytes: the process's resident peak, on CUDA the allocator's."""
     model_bytes: int
+
+
+def count_reading(folder: Path, why: str) -> int:
+    """Note a look at the test set in the run folder *before* it is taken; returns how many there are now."""
+    with (folder / READINGS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"why": why, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) + "\n")
+    return readings(folder)
+
+
+def readings(folder: Path) -> int:
+    """How often the test set was looked at in this run."""
+    path = folder / READINGS
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
 def write(folder: Path, result: Result) -> None:
@@ -72,6 +91,7 @@ def table(result: Result, folder: Path) -> Any:
         f"{result.split} accuracy": f"[bold]{card.accuracy:.2%}[/]  (95 %: {card.interval.lo:.2%} to "
         f"{card.interval.hi:.2%}, {card.n:,} images)",
         "nll": f"{card.nll:.4f}",
+        "computed on": result.computed_on,
         "weights": "moving average" if result.averaged else "last step",
         "parameters": f"{result.params:,}",
         "MACs an image": f"{result.macs / 1e6:,.1f} M",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import run_lock
 from weightclass.model import budget
 from weightclass.model.budget import Weights
+from weightclass.recipe import Named
 from weightclass.results import Result
 from weightclass.runlog import console
 from weightclass.session import Observer, Session
@@ -49,7 +51,7 @@ def train(
     """
     deadline = None if time_limit is None else time.monotonic() + time_limit
     named = recipe.load(name, *overrides)
-    weights = weigh(name, *overrides)  # over budget is refused here, before data is touched
+    weights = _weighed(named)  # over budget is refused here, before data is touched
     splits = sources.load(named.recipe.data)
     fingerprint = recipe.fingerprint(named.recipe, splits.digest())
     folder = Path(out) / f"{named.name}-{fingerprint[:8]}"
@@ -58,17 +60,21 @@ def train(
             Keeper(folder / "checkpoint").clear()  # a kill may have come between the result and this
             return report(folder, result, "finished already", quiet)
         session = Session(named, weights, splits, folder, quiet)
-        stopped = fit(session.state, session.plan, session.batches, session.keeper, Observer(session, stopper))
+        with contextlib.closing(session.meter):
+            observer = Observer(session, stopper)
+            stopped = fit(session.state, session.plan, session.batches, session.keeper, observer)
         # A session that had nothing left to train finishes, or a short time limit would never see the end.
         if stopped := stopped or (session.meter.images and stopper.reason(session.seconds_to_finish())):
             return pause(session, stopped)
-        result = finish(session, fingerprint)
-        return report(folder, result, "done", quiet)
+        return report(folder, finish(session, fingerprint), "done", quiet)
 
 
 def weigh(name: str, *overrides: str) -> Weights:
     """Parameters, MACs, bytes and activations of a recipe's network. Raises UserError where it is over its budget."""
-    named = recipe.load(name, *overrides)
+    return _weighed(recipe.load(name, *overrides))
+
+
+def _weighed(named: Named) -> Weights:
     weights = recipe.weigh(named.recipe)
     budget.check(named.recipe.budget, weights)
     return weights
@@ -84,11 +90,10 @@ def evaluate(model: str | Path, split: str = "test", path: str = "") -> Scorecar
     images = getattr(splits, split)
     if images is None:
         raise UserError(f"{model}: its recipe holds no validation images out (data.validation = 0)")
-    card = metrics.scorecard(classifier.logits(images.images), images.labels, classifier.classes)
-    folder = classifier.path.parent if classifier.path else None
-    if folder and split == "test" and (result := results.read(folder)):
-        results.write(folder, msgspec.structs.replace(result, test_readings=result.test_readings + 1))
-    return card
+    folder = classifier.path.parent if classifier.path else Path()
+    if split == "test" and (result := results.read(folder)):
+        results.write(folder, msgspec.structs.replace(result, test_readings=results.count_reading(folder, "eval")))
+    return metrics.scorecard(classifier.logits(images.images), images.labels, classifier.classes)
 
 
 # --- how a run ends ----------------------------------------------------------------------------------------
@@ -96,7 +101,6 @@ def evaluate(model: str | Path, split: str = "test", path: str = "") -> Scorecar
 
 def pause(session: Session, reason: str) -> Outcome:
     """Stopped early, the checkpoint already written: say how to go on."""
-    session.meter.close()
     session.meter.say(
         f"stopped ({reason}) at step {session.state.step:,} of {session.plan.steps:,}, saved in {session.folder}; "
         "the same command continues"
@@ -106,7 +110,8 @@ def pause(session: Session, reason: str) -> Outcome:
 
 def finish(session: Session, fingerprint: str) -> Result:
     """Read the judged images once, with the final weights; write model, pictures and, last of all, the result."""
-    session.meter.close()
+    if session.judged_on == "test":
+        results.count_reading(session.folder, "result")
     card, logits = session.score(session.judged_on)
     size = modelfile.save(session.folder / modelfile.FILE_NAME, _classifier(session, card, fingerprint))
     draw(session, card, logits)
@@ -127,7 +132,8 @@ def report(folder: Path, result: Result, how: str, quiet: bool) -> Outcome:
 
 def _classifier(session: Session, card: Scorecard, fingerprint: str) -> modelfile.Classifier:
     facts = {"version": __version__, "fingerprint": fingerprint, "split": session.judged_on, "n": card.n}
-    facts |= {"accuracy": card.accuracy, "interval": list(card.interval), "params": session.weights.params}
+    facts |= {"accuracy": card.accuracy, "interval": list(card.interval)}
+    facts |= {"params": session.weights.params, "computed_on": session.computed_on}
     return modelfile.Classifier(
         network=session.state.evaluated,
         recipe=session.recipe,
@@ -143,8 +149,7 @@ def _classifier(session: Session, card: Scorecard, fingerprint: str) -> modelfil
 def _result(session: Session, card: Scorecard, fingerprint: str, model_bytes: int) -> Result:
     settings, weights = session.recipe.train, session.weights
     images = min(session.plan.steps * settings.batch_size, settings.epochs * len(session.splits.train))
-    watched = settings.epochs if session.recipe.data.watch_test else 0
-    sitting = max(session.meter.seconds, 1e-9)
+    state, seconds = session.state, max(session.state.seconds, 1e-9)
     return Result(
         name=session.named.name,
         command=recipe.reproduce(session.named),
@@ -152,17 +157,18 @@ def _result(session: Session, card: Scorecard, fingerprint: str, model_bytes: in
         version=__version__,
         seed=settings.seed,
         split="validation" if session.splits.validation else "test",
-        test_readings=watched + (session.judged_on == "test"),
+        test_readings=results.readings(session.folder),
         scorecard=card,
-        averaged=session.state.average is not None,
+        computed_on=session.computed_on,
+        averaged=state.average is not None,
         params=weights.params,
         macs=weights.macs,
         train_pflops=6 * weights.macs * images / 1e15,
         epochs=settings.epochs,
-        seconds=session.state.seconds,
-        images_per_second=images / max(session.state.seconds, 1e-9),
-        waiting=session.meter.waited / sitting,
-        saving=session.keeper.total / sitting,
+        seconds=state.seconds,
+        images_per_second=images / seconds,
+        waiting=state.waited / seconds,
+        saving=state.saved / seconds,
         peak_memory=device.peak_memory(session.device),
         model_bytes=model_bytes,
     )

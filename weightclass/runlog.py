@@ -11,7 +11,7 @@ from weightclass.files import read_jsonl, write_jsonl
 
 
 class Metrics:
-    """`metrics.jsonl`: one line an epoch, flushed as it is written. All times stand under the key "time"."""
+    """`metrics.jsonl`: one line an epoch. All times stand under the key "time"."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,7 +62,7 @@ class Meter:
 
     def __init__(self, steps: int, done: int, epochs: int, quiet: bool = False) -> None:
         self.steps, self.done, self.first, self.epochs = steps, done, done, epochs
-        self.images, self.waited, self.paused = 0, 0.0, 0.0
+        self.images, self.paused = 0, 0.0
         self.started = time.perf_counter()
         self.quiet = quiet
         self.console = console()
@@ -97,9 +97,9 @@ class Meter:
         """Seconds to the end, evaluations included."""
         return (self.steps - self.done) * self.seconds / max(self.done - self.first, 1)
 
-    def stepped(self, step: int, images: int, waited: float) -> None:
+    def stepped(self, step: int, images: int) -> None:
         """One more step."""
-        self.done, self.images, self.waited = step, self.images + images, self.waited + waited
+        self.done, self.images = step, self.images + images
         if self._bar:
             epoch = (step - 1) * self.epochs // self.steps + 1
             fields = {"epoch": epoch, "speed": f"{self.speed:,.0f}", "eta": human_seconds(self.eta)}

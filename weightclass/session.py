@@ -7,17 +7,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
-from weightclass import __version__, config, device
+from weightclass import __version__, config, device, results
 from weightclass.augment.pipeline import Pipeline
 from weightclass.augment.pipeline import check as check_augment
 from weightclass.data.dataset import Dataset
 from weightclass.data.loader import Loader
 from weightclass.data.sources import Splits
+from weightclass.errors import UserError
 from weightclass.evaluation import metrics, predict
 from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import atomic_write
@@ -56,17 +58,22 @@ class Session:
         self.keeper = Keeper(folder / "checkpoint", settings.checkpoint_seconds)
         resumed = self.keeper.load_latest(self.state)
         self.metrics.rewind(self.state.step)
+        self.computed_on = f"{decisions.device}, {decisions.threads} threads, {decisions.precision}"
+        self.computed_on += ", compiled" if decisions.compile else ""
         self.meter = Meter(self.plan.steps, self.state.step, settings.epochs, quiet)
-        self._introduce(decisions, resumed)
+        self._introduce(resumed)
 
     def _decisions(self) -> device.Decisions:
         """Taken at the run's first start, read from its folder ever after."""
-        path = self.folder / "environment.json"
+        path, facts = self.folder / "environment.json", {"weightclass": __version__, **device.environment()}
+        self.changed = ""
         if path.exists():
-            earlier = json.loads(path.read_text(encoding="utf-8"))["decisions"]
-            return device.decide(self.recipe.machine, msgspec.convert(earlier, device.Decisions))
+            earlier, decisions = _earlier(path)
+            differ = [key for key in ("weightclass", "torch", "processor") if earlier.get(key) != facts[key]]
+            self.changed = ", ".join(f"{key} {earlier.get(key)} (now {facts[key]})" for key in differ)
+            return device.decide(self.recipe.machine, decisions)
         decisions = device.decide(self.recipe.machine)
-        facts = {"weightclass": __version__, **device.environment(), "decisions": msgspec.to_builtins(decisions)}
+        facts["decisions"] = msgspec.to_builtins(decisions)
         atomic_write(self.folder / "recipe.toml", config.to_toml(self.recipe))
         atomic_write(path, json.dumps(facts, indent=2) + "\n")
         return decisions
@@ -91,15 +98,17 @@ class Session:
         sums = torch.zeros(3, dtype=precise, device=self.device)
         return State(model, optim.build(self.recipe.optimizer, model), average, sums=sums)
 
-    def _introduce(self, decisions: device.Decisions, resumed: bool) -> None:
+    def _introduce(self, resumed: bool) -> None:
         for name in self.keeper.damaged:
-            self.meter.say(f"checkpoint {name} is damaged and was left out; going on from the one before it")
-        how = f"{decisions.device}, {decisions.threads} threads, {decisions.precision}"
-        how += ", compiled" if decisions.compile else ", not compiled" if decisions.device == "cuda" else ""
+            self.meter.say(f"checkpoint {name} is damaged and was set aside")
+        if self.keeper.damaged and not resumed:
+            self.meter.say("no sound checkpoint is left: starting again from step 0")
+        if self.changed:
+            self.meter.say(f"this run was started with {self.changed}: its last bits may come out differently")
         held = f", {len(self.splits.validation):,} held out" if self.splits.validation else ""
         self.meter.say(
             f"{self.named.name}: {self.weights.params:,} parameters, {self.weights.macs / 1e6:,.1f} M MACs, "
-            f"{len(self.splits.train):,} training images{held} ({how})"
+            f"{len(self.splits.train):,} training images{held} ({self.computed_on})"
         )
         if resumed:
             self.meter.say(f"continuing in {self.folder} at step {self.state.step:,} of {self.plan.steps:,}")
@@ -131,36 +140,61 @@ class Session:
         return len(self.split(self.judged_on)) / max(self.meter.speed, 1.0) + 5
 
 
+def _earlier(path: Path) -> tuple[dict[str, Any], device.Decisions]:
+    """Where the run was started, and what was decided there."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return facts, msgspec.convert(facts["decisions"], device.Decisions)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); move the folder away to start anew") from None
+
+
 class Observer:
     """What `fit` tells a session while it trains: meters, epoch records, reasons to stop."""
 
     def __init__(self, session: Session, stopper: Stopper) -> None:
         self.session, self.stopper = session, stopper
         self.before = session.state.seconds
+        self.evaluation = self._first_guess()
         self.last: float | None = None  # none before a session's first step, which may be a compilation
         self.slowest_step = 0.0
+
+    def _first_guess(self) -> float:
+        """Seconds of an evaluation before there was one: images at the speed of training, which is slower."""
+        return sum(len(self.session.split(name)) for name in self._watched()) / 200
+
+    def _watched(self) -> list[str]:
+        wanted = {"validation": self.session.splits.validation is not None, "test": self.session.recipe.data.watch_test}
+        return [name for name, watched in wanted.items() if watched]
 
     def stepped(self, state: State, images: int, waited: float) -> None:
         now = time.perf_counter()
         if self.last is not None:
             self.slowest_step = max(self.slowest_step, now - self.last)
         self.last = now
-        self.session.meter.stepped(state.step, images, waited)
-        state.seconds = self.before + self.session.meter.seconds
+        meter = self.session.meter
+        meter.stepped(state.step, images)
+        state.seconds, state.waited = self.before + meter.seconds - meter.paused, state.waited + waited
 
     def epoch_done(self, state: State, epoch: int, means: tuple[float, float], rate: float) -> None:
         session, started = self.session, time.perf_counter()
         record: dict[str, object] = {"epoch": epoch, "step": state.step}
         record |= {"train_loss": means[0], "train_accuracy": means[1], "lr": rate}
-        watched = {"validation": session.splits.validation is not None, "test": session.recipe.data.watch_test}
-        for split in (name for name, wanted in watched.items() if wanted):
+        for split in self._watched():
+            if split == "test":
+                results.count_reading(session.folder, f"curve, epoch {epoch}")
             card, _ = session.score(split)
             record |= {f"{split}_accuracy": card.accuracy, f"{split}_loss": card.nll}
-        session.meter.paused += time.perf_counter() - started
+        self.evaluation = time.perf_counter() - started
+        session.meter.paused += self.evaluation
         record["time"] = {"seconds": round(state.seconds, 2), "images_per_second": round(session.meter.speed, 1)}
         session.metrics.append(record)
         session.meter.epoch(record)
         self.last = time.perf_counter()
 
     def should_stop(self, keeper: Keeper) -> str | None:
-        return self.stopper.reason(2 * self.slowest_step + 2 * keeper.slowest + 0.5)
+        """The next question comes after one more step, and an evaluation where that step ends an epoch."""
+        session = self.session
+        ends_epoch = (session.state.step + 1) % session.plan.steps_per_epoch == 0
+        reserve = 2 * self.slowest_step + 2 * keeper.slowest + 1.5 * self.evaluation * ends_epoch
+        return self.stopper.reason(reserve + 1.0)

@@ -143,15 +143,15 @@ def test_only_the_wanted_plain_files_are_unpacked(tmp_path: Path):
 
 def test_an_interrupted_unpacking_leaves_nothing_and_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     archive, folder = pack(tmp_path / "set.tar.gz", {"set/a": b"A", "set/b": b"B"}), tmp_path / "cache" / "set"
-    extract = tarfile.TarFile.extract
+    extract = tarfile.TarFile.extractfile
 
-    def interrupted(self: tarfile.TarFile, member: tarfile.TarInfo, *args: object, **kwargs: object) -> None:
+    def interrupted(self: tarfile.TarFile, member: tarfile.TarInfo) -> object:
         if member.name == "set/b":
             raise KeyboardInterrupt
-        extract(self, member, *args, **kwargs)
+        return extract(self, member)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "extract", interrupted)
+        patch.setattr(tarfile.TarFile, "extractfile", interrupted)
         with pytest.raises(KeyboardInterrupt):
             download.unpack(archive, folder, ["a", "b"])
     assert names(folder.parent) == []

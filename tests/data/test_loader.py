@@ -67,5 +67,5 @@ def test_a_last_batch_of_one_image_is_left_out(count: int, size: int, drop_last:
 
 @pytest.mark.parametrize(("count", "size", "drop_last"), [(1, 2, False), (7, 8, True)])
 def test_a_loader_without_a_batch_is_refused(count: int, size: int, drop_last: bool):
-    with pytest.raises(UserError, match=f"batch of {size} .* {count} images"):
+    with pytest.raises(UserError, match=f"{count} images make no batch of {size}"):
         Loader(made_up(count), size, 0, drop_last)

@@ -40,6 +40,9 @@ def test_parameters_and_bytes(settings, shape):
     model = build(settings, shape, 10)
     weights = weigh(model, shape)
     assert weights.params == sum(p.numel() for p in model.parameters())
+    for key in ("params", "macs", "bytes_fp32", "bytes_fp16", "bytes_int8"):
+        assert getattr(weights, key) == sum(getattr(row, key) for row in weights.rows)
+    assert max(row.activations for row in weights.rows) == weights.activations
     floats = [t.numel() for t in model.state_dict().values() if t.is_floating_point()]
     assert weights.bytes_fp32 == 4 * sum(floats)
     assert weights.bytes_fp16 == 2 * sum(floats)
@@ -127,7 +130,7 @@ def test_rows_are_blocks():
 
 def test_table_names_every_total():
     text = budget._as_text(table(weigh(build(PAPER, CIFAR, 10), CIFAR)))
-    for part in ("4,978,810", "1.18 G", "fp32 19.9 MB", "int8 5.00 MB", "14.5% █████"):
+    for part in ("4,978,810", "1.18 G", "19.9 MB", "9.97 MB", "5.00 MB", "1.59 MB", "14.5% █████"):
         assert part in text
 
 

@@ -135,17 +135,18 @@ def test_saves_are_due_in_time_and_timed(tmp_path: Path, monkeypatch: pytest.Mon
     now = [100.0]
     monkeypatch.setattr("weightclass.training.checkpoint.time.monotonic", lambda: now[0])
     keeper = Keeper(tmp_path, every_seconds=60)
-    now[0] += 59
-    assert not keeper.due()
-    now[0] += 1
-    assert keeper.due()
+    for _ in range(29):  # steps of two seconds
+        now[0] += 2
+        due = keeper.due()
+    assert (due, now[0]) == (True, 158.0)  # the next question, at 160, would be just too late
     monkeypatch.setattr("weightclass.training.checkpoint.atomic_write", lambda *_: now.append(now.pop() + 5))
-    keeper.save(fresh().state)
-    assert (keeper.slowest, keeper.total) == (5, 5)
-    now[0] += 49
-    assert not keeper.due()
-    now[0] += 1
-    assert keeper.due()  # two saves' time before the minute is over
+    state = fresh().state
+    keeper.save(state)
+    assert (keeper.slowest, state.saved) == (5, 5)
+    saved = now[0]
+    while not keeper.due():
+        now[0] += 2
+    assert now[0] - saved == 48  # a step and two saves before the minute is over
 
 
 @pytest.mark.parametrize("leftover", [".000000009-0123456789abcdef.safetensors.77.tmp", "notes.txt", "x.safetensors"])
@@ -181,7 +182,7 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, how: str) 
     keeper = Keeper(tmp_path)
     assert keeper.load_latest(other.state)
     assert keeper.damaged == [newest]
-    assert names(tmp_path) == [older]
+    assert names(tmp_path) == [older, newest.replace("safetensors", "damaged")]
     assert other.state.step == 2
     assert not differing(good, other.tensors())
 

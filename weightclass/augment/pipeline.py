@@ -69,7 +69,8 @@ def crop(draw: Draw, images: Tensor, padding: Size, mode: Literal["zero", "refle
 
 
 def cutout(draw: Draw, images: Tensor, size: Size) -> Tensor:
-    """Fill a square of `size` pixels, centred on a random pixel, with the mean colour."""
+    """Fill a square of `size` pixels, centred on a random pixel, with the mean colour (black, where the mean is
+    negative)."""
     h, w = images.shape[2:]
     top = draw.integers(0, h - 1, 2)[0] - size // 2
     left = draw.integers(0, w - 1, 2)[1] - size // 2
@@ -147,8 +148,7 @@ def check(config: Augment, image_shape: tuple[int, int, int]) -> list[tuple[str,
         raise UserError(f"augment.mean has {len(config.mean)} numbers, the images have {channels} channels")
     operations = [parse(text) for text in config.ops]
     for name, arguments in operations:
-        if name == "crop" and arguments["padding"] >= min(height, width):
-            raise UserError(
-                f"augment.ops: crop({arguments['padding']}) pads by more than the {height}x{width} images hold"
-            )
+        size = arguments.get("padding", arguments.get("size", 0))
+        if size >= min(height, width):
+            raise UserError(f"augment.ops: {name}({size}) is too much for images of {height}x{width}")
     return operations

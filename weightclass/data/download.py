@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tarfile
 import tempfile
 import textwrap
@@ -77,10 +78,13 @@ def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
         if folder.is_dir():
             return
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpacking-") as work:
+            Path(work, folder.name).mkdir()
             with tarfile.open(archive, "r:gz") as tar:
                 for member in tar:
-                    if member.isfile() and member.name in wanted:
-                        tar.extract(member, work, filter="data")
+                    inside = tar.extractfile(member) if member.isfile() and member.name in wanted else None
+                    if inside:
+                        with Path(work, member.name).open("wb") as outside:
+                            shutil.copyfileobj(inside, outside)
             Path(work, folder.name).replace(folder)
 
 

@@ -38,7 +38,7 @@ class Loader:
         self.steps = full + (tail > 1 and not drop_last)
         """Batches per epoch."""
         if not self.steps:
-            raise UserError(f"no batch of {batch_size} can be had from {len(dataset)} images: choose a smaller one")
+            raise UserError(f"{len(dataset)} images make no batch of {batch_size}: choose a smaller train.batch_size")
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (any whole number) from step `first` on."""

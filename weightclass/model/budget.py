@@ -24,6 +24,8 @@ from weightclass.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+SUMMED = ("params", "macs", "bytes_fp32", "bytes_fp16", "bytes_int8")
+SIZES = {"fp32": "bytes_fp32", "fp16": "bytes_fp16", "int8": "bytes_int8", "activations": "activations"}
 NORMS = (nn.BatchNorm2d,)  # folded into the convolution before them in an int8 file
 
 
@@ -58,13 +60,20 @@ class Budget(Table, kw_only=True):
 
 @dataclass(frozen=True)
 class Row:
-    """One layer, or a group of them: `shape` is the output's without the batch axis, `macs` are for one image."""
+    """One layer, or a group of them: `shape` is the output's without the batch axis, `macs` are for one image.
+
+    Bytes are counted as in `Weights`; `activations` is the most that lived since the layer before it ended.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     params: int
     macs: int
+    bytes_fp32: int
+    bytes_fp16: int
+    bytes_int8: int
+    activations: int
 
 
 @dataclass(frozen=True)
@@ -96,35 +105,46 @@ def weigh(model: nn.Module, image_shape: tuple[int, int, int]) -> Weights:
     """Weigh `model` (meant to be on the meta device) on one image of `image_shape` (C, H, W)."""
     shapes: dict[str, tuple[int, ...]] = {}
     macs: Counter[str] = Counter()
+    alive: Counter[str] = Counter()
+    memory = _LiveBytes(model)
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, _: Any, output: Tensor) -> None:
             shapes[name] = tuple(output.shape[1:])
             macs[name] += _macs(module, output)
+            alive[name] = max(alive[name], memory.lap())
 
         return hook
 
     layers = {name: module for name, module in model.named_modules() if _own(module)}
     hooks = [module.register_forward_hook(watch(name)) for name, module in layers.items()]
     try:
-        activations = _peak_activations(model, image_shape)
+        _infer(model, image_shape, memory)
     finally:
         for hook in hooks:
             hook.remove()
     rows = tuple(
-        Row(name, _kind(module), shapes.get(name, ()), _own(module), macs[name]) for name, module in layers.items()
+        Row(
+            name=name,
+            kind=_kind(module),
+            shape=shapes.get(name, ()),
+            params=_own(module),
+            macs=macs[name],
+            bytes_fp32=4 * _numbers(module),
+            bytes_fp16=2 * _numbers(module),
+            bytes_int8=_int8_bytes(module),
+            activations=alive[name],
+        )
+        for name, module in layers.items()
     )
-    floats = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    numbers = sum(t.numel() for t in floats)
-    return Weights(
-        rows=rows,
-        params=sum(row.params for row in rows),
-        macs=macs.total(),
-        bytes_fp32=4 * numbers,
-        bytes_fp16=2 * numbers,
-        bytes_int8=sum(_int8_bytes(module) for module in layers.values()),
-        activations=activations,
-    )
+    totals = {key: sum(getattr(row, key) for row in rows) for key in SUMMED}
+    return Weights(rows=rows, activations=memory.peak, **totals)
+
+
+def _numbers(module: nn.Module) -> int:
+    """What a file holds of `module` itself: parameters and floating buffers."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return sum(t.numel() for t in own if t.is_floating_point())
 
 
 def _own(module: nn.Module) -> int:
@@ -157,7 +177,7 @@ class _LiveBytes(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self._recent = 0
         # a view of a weight shares its storage, so weights are known from the start, at no cost
         self.known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
 
@@ -174,21 +194,26 @@ class _LiveBytes(TorchDispatchMode):
         self.known.add(storage._cdata)
         self.live += storage.nbytes()
         self.peak = max(self.peak, self.live)
+        self._recent = max(self._recent, self.live)
         weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
+
+    def lap(self) -> int:
+        """The peak since this was last asked."""
+        recent, self._recent = self._recent, self.live
+        return recent
 
     def _release(self, address: int, size: int) -> None:
         self.known.discard(address)
         self.live -= size
 
 
-def _peak_activations(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def _infer(model: nn.Module, image_shape: tuple[int, int, int], memory: _LiveBytes) -> None:
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    with torch.no_grad(), _LiveBytes(model) as memory:
+    with torch.no_grad(), memory:
         model(torch.empty(1, *image_shape, device=device))
     model.train(training)
-    return memory.peak
 
 
 # --- comparing and showing ---------------------------------------------------------------------------------
@@ -203,7 +228,7 @@ def check(budget: Budget, weights: Weights) -> None:
             over.append(f"{key} {value:,} is not under the budget of {limit:,} (budget.{key})")
     if over:
         cure = "use fewer model.blocks or narrower model.channels, or raise the budget"
-        raise UserError("\n".join([*over[:-1], f"{over[-1]}: {cure}", "", _as_text(table(weights))]))
+        raise UserError("\n".join([*over[:-1], f"{over[-1]}: {cure}", "", _as_text(table(weights, narrow=True))]))
 
 
 def grouped(weights: Weights) -> list[Row]:
@@ -219,29 +244,37 @@ def grouped(weights: Weights) -> list[Row]:
 
 def _join(name: str, rows: list[Row]) -> Row:
     kinds = ", ".join(row.kind for row in rows if row.kind != "norm")
-    return replace(
-        rows[-1], name=name, kind=kinds, params=sum(row.params for row in rows), macs=sum(row.macs for row in rows)
-    )
+    sums = {key: sum(getattr(row, key) for row in rows) for key in SUMMED}
+    return replace(rows[-1], name=name, kind=kinds, activations=max(row.activations for row in rows), **sums)
 
 
-def table(weights: Weights) -> RichTable:
-    """A terminal table: a row a block with its share of parameters and MACs, then the totals."""
+def table(weights: Weights, narrow: bool = False) -> RichTable:
+    """A terminal table: a row a block with its share of parameters and MACs and, unless `narrow` (80 letters), its
+    bytes in each format and the memory alive while it runs; then the totals."""
     from rich import box
     from rich.table import Table as RichTable
 
-    grid = RichTable(
-        box=box.SIMPLE, show_edge=False, padding=0, show_footer=True, caption=_sizes(weights), caption_justify="left"
-    )
-    footers = {"layer": "total", "params": f"{weights.params:,}", "MACs": short(weights.macs)}
-    for column in ("layer", "does", "gives", "params", "of all", "MACs", "of all"):
-        right = column in ("params", "MACs")
-        grid.add_column(column, footers.get(column, ""), justify="right" if right else "left", no_wrap=True)
     rows = grouped(weights)
-    params = _bars([row.params / weights.params for row in rows])
-    macs = _bars([row.macs / weights.macs for row in rows])
-    for row, of_params, of_macs in zip(rows, params, macs, strict=True):
-        shape = "x".join(map(str, row.shape))
-        grid.add_row(row.name, row.kind, shape, f"{row.params:,}", of_params, short(row.macs), of_macs)
+    columns = {
+        "layer": ["total", *(row.name for row in rows)],
+        "does": ["", *(row.kind for row in rows)],
+        "gives": ["", *("x".join(map(str, row.shape)) for row in rows)],
+        "params": [f"{weights.params:,}", *(f"{row.params:,}" for row in rows)],
+        "of params": ["", *_bars([row.params / weights.params for row in rows])],
+        "MACs": [short(weights.macs), *(short(row.macs) for row in rows)],
+        "of MACs": ["", *_bars([row.macs / weights.macs for row in rows])],
+    }
+    if not narrow:
+        for title, key in SIZES.items():
+            columns[title] = [short(getattr(part, key), "B") for part in (weights, *rows)]
+    caption = "activations: the most that lives at once, float32, one image" if not narrow else None
+    grid = RichTable(box=box.SIMPLE, show_edge=False, padding=0, show_footer=True, caption=caption)
+    grid.caption_justify = "left"
+    for title, (total, *_) in columns.items():
+        right = title in ("params", "MACs", *SIZES)
+        grid.add_column(title, total, justify="right" if right else "left", no_wrap=True)
+    for cells in zip(*(cells[1:] for cells in columns.values()), strict=True):
+        grid.add_row(*cells)
     return grid
 
 
@@ -251,12 +284,6 @@ def short(number: float, unit: str = "") -> str:
     power = min(int(math.log10(max(rounded, 1)) // 3), 3)
     digits = 2 - int(math.log10(rounded / 1000**power)) if power else 0
     return f"{rounded / 1000**power:.{digits}f} {' kMG'[power].strip()}{unit}".strip()
-
-
-def _sizes(weights: Weights) -> str:
-    sizes = {"fp32": weights.bytes_fp32, "fp16": weights.bytes_fp16, "int8": weights.bytes_int8}
-    named = [f"{name} {short(size, 'B')}" for name, size in sizes.items()]
-    return ", ".join([*named, f"activations {short(weights.activations, 'B')} at the peak"])
 
 
 def _bars(shares: list[float], width: int = 5) -> list[str]:
@@ -269,6 +296,6 @@ def _bars(shares: list[float], width: int = 5) -> list[str]:
 def _as_text(grid: RichTable) -> str:
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console = Console(file=io.StringIO(), width=120, color_system=None)
     console.print(grid)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from weightclass.batching import cuts
+
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` that, in training, normalises each `group` consecutive images on their own.
@@ -23,11 +25,4 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         if not self.training or self.group is None:
             return super().forward(input)
         plain = super().forward
-        return torch.cat([plain(chunk) for chunk in input.split(_sizes(len(input), self.group))])
-
-
-def _sizes(images: int, group: int) -> list[int]:
-    full, rest = divmod(images, group)
-    if rest == 1 and full:
-        return [group] * (full - 1) + [group + 1]
-    return [group] * full + [rest] * (rest > 0)
+        return torch.cat([plain(chunk) for chunk in input.split(cuts(len(input), self.group))])

@@ -22,7 +22,7 @@ from weightclass.model.dropout import HashDropout
 from weightclass.model.init import initialise
 from weightclass.model.norm import GroupBatchNorm2d
 
-Size = Annotated[int, msgspec.Meta(ge=1)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
 
 # In place where the backward pass needs the output only: fewer bytes moved, which is what a CPU waits for.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

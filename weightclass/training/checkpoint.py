@@ -27,14 +27,14 @@ _KEEP = 2
 
 
 def pack(state: State) -> dict[str, Tensor]:
-    """Every tensor that a run needs to go on, by name; contiguous CPU copies, shared storage not allowed."""
+    """Every tensor that a run needs to go on, by name; contiguous and on the CPU."""
     tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
     if state.average:
         tensors |= {f"average/{name}": tensor for name, tensor in state.average.twin.state_dict().items()}
     for index, values in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items() if value is not None}
     tensors["sums"] = state.sums
-    tensors["seconds"] = torch.tensor(state.seconds, dtype=torch.float64)
+    tensors["clock"] = torch.tensor([state.seconds, state.waited, state.saved], dtype=torch.float64)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -45,7 +45,7 @@ def unpack(state: State, step: int, tensors: dict[str, Tensor]) -> None:
         _load(state.average.twin, tensors, "average/")
     _load_optimizer(state.optimizer, tensors)
     state.sums.copy_(tensors["sums"])
-    state.seconds = tensors["seconds"].item()
+    state.seconds, state.waited, state.saved = tensors["clock"].tolist()
     state.step = step
 
 
@@ -75,12 +75,14 @@ class Keeper:
         self.every_seconds = every_seconds
         self.saved_at = time.monotonic()
         self.slowest = 0.0
-        self.total = 0.0
+        self.asked_at = self.saved_at
         self.damaged: list[str] = []
 
     def due(self) -> bool:
         """Whether the next save should come now: early enough that it ends within `every_seconds` of the last."""
-        return time.monotonic() - self.saved_at + 2 * self.slowest >= self.every_seconds
+        now = time.monotonic()
+        until_asked_again, self.asked_at = now - self.asked_at, now
+        return now - self.saved_at + until_asked_again + 2 * self.slowest >= self.every_seconds
 
     def save(self, state: State) -> Path:
         """Write the checkpoint of `state.step`; older ones go, except the one before."""
@@ -98,13 +100,14 @@ class Keeper:
             old.unlink(missing_ok=True)
         self.saved_at = time.monotonic()
         self.slowest = max(self.slowest, self.saved_at - start)
-        self.total += self.saved_at - start
+        state.saved += self.saved_at - start
         return path
 
     def load_latest(self, state: State) -> bool:
         """Restore the newest sound checkpoint into `state`; False where there is none.
 
-        Damaged files are named in `self.damaged` and removed, so that they are never counted as "the one before".
+        Damaged files are named in `self.damaged` and set aside, so that they are never counted as "the one before".
+        Raises UserError where a sound checkpoint is not this network's.
         """
         from safetensors.torch import load
 
@@ -112,17 +115,21 @@ class Keeper:
             payload = path.read_bytes()
             step, digest = _NAME.fullmatch(path.name).groups()  # type: ignore[union-attr]
             if hashlib.sha256(payload).hexdigest()[:16] == digest:
-                unpack(state, int(step), load(payload))
+                try:
+                    unpack(state, int(step), load(payload))
+                except (KeyError, RuntimeError) as error:
+                    cure = "another version wrote it; move the folder away to start anew"
+                    raise UserError(f"{path}: does not fit this network ({str(error)[:80]}): {cure}") from None
                 return True
             self.damaged.append(path.name)
-            path.unlink()
+            path.replace(path.with_suffix(".damaged"))
         return False
 
     def clear(self) -> None:
         """Remove all checkpoints: the run is finished."""
         for path in self._files():
             path.unlink(missing_ok=True)
-        for rest in self.folder.glob("*.tmp"):
+        for rest in (*self.folder.glob(".*.tmp"), *self.folder.glob("*.damaged")):
             rest.unlink(missing_ok=True)
         if self.folder.exists() and not any(self.folder.iterdir()):
             self.folder.rmdir()

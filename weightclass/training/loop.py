@@ -17,6 +17,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from weightclass import seeding
+from weightclass.batching import cuts
 from weightclass.config import Table
 from weightclass.errors import UserError
 from weightclass.training.averaging import Average
@@ -54,8 +55,8 @@ class Train(Table):
             raise ValueError("micro_batch and bn_group must be at most batch_size")
         if micro % group:
             raise ValueError(
-                f"micro_batch = {micro} must be a multiple of bn_group = {group}: batch statistics are not taken "
-                f"across forward passes; set train.bn_group={micro}"
+                f"bn_group ({group}) must divide micro_batch ({micro}), for batch statistics are not taken across "
+                "forward passes (0 is the whole batch for both)"
             )
 
 
@@ -78,7 +79,11 @@ class State:
     sums: Tensor = field(default_factory=lambda: torch.zeros(3))
     """Of this epoch so far, on the device (float64 where it has it): loss x images, correct, images."""
     seconds: float = 0.0
-    """Time trained, over all sessions of the run."""
+    """Time trained, over all sittings of the run, evaluations left out."""
+    waited: float = 0.0
+    """Of it, waiting for data, augmentation included."""
+    saved: float = 0.0
+    """Of it, writing checkpoints."""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -104,7 +109,7 @@ class Plan:
 
 
 class Watcher(Protocol):
-    """What the loop tells the outside; `run` implements it."""
+    """What the loop tells the outside; `session.Observer` implements it."""
 
     def stepped(self, state: State, images: int, waited: float) -> None:
         """After every step; `waited` seconds went by until the batch was there."""
@@ -123,7 +128,8 @@ def fit(
 
     `batches(epoch, first)` yields the batches of one epoch from its step `first` on.
     """
-    forward = torch.compile(state.model) if plan.compile else state.model
+    # dynamic=False: an epoch's short last batch gets a graph of its own, and a resumed run the same ones
+    forward = torch.compile(state.model, dynamic=False) if plan.compile else state.model
     while state.step < plan.steps:
         epoch, first = divmod(state.step, plan.steps_per_epoch)
         state.model.train()
@@ -158,7 +164,7 @@ def training_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Ten
     for group in state.optimizer.param_groups:
         group["lr"] = plan.rate(state.step)
     state.optimizer.zero_grad(set_to_none=True)
-    sizes = _cuts(len(batch.labels), plan.train.micro_batch)
+    sizes = cuts(len(batch.labels), plan.train.micro_batch)
     parts = zip(*(whole.split(sizes) for whole in (batch.images, batch.labels, batch.slots)), strict=True)
     for images, labels, slots in parts:
         _place(state.model, seeding.key(plan.train.seed, "dropout", state.step), slots)
@@ -186,14 +192,6 @@ def _place(model: nn.Module, key: int, slots: Tensor) -> None:
     for module in model.modules():
         if place := getattr(module, "place", None):
             place(key, slots)
-
-
-def _cuts(images: int, micro: int) -> list[int]:
-    """Sizes of the forward passes; a last image alone joins the pass before it, as it joins its group in the norms."""
-    full, rest = divmod(images, micro or images)
-    if rest == 1 and full:
-        return [micro] * (full - 1) + [micro + 1]
-    return [micro or images] * full + [rest] * (rest > 0)
 
 
 def check_finite(state: State, plan: Plan) -> None:

@@ -49,6 +49,10 @@ class OneCycle(Schedule, tag_field="name", tag="onecycle"):
     start: Fraction = 0.0
     end: Fraction = 0.0
 
+    def __post_init__(self) -> None:
+        if self.warmup:
+            raise ValueError("warmup goes with the other schedules; onecycle rises by itself until its peak")
+
 
 AnySchedule = Constant | Cosine | Step | OneCycle
 
