@@ -284,7 +284,8 @@ def open_run(setting: Setting, splits: Any, args: argparse.Namespace, folder: Pa
         f"machine.compile={setting.compile}",
         "train.drop_last=true",  # a smaller batch would be compiled anew
     )
-    return Session(named, recipe.weigh(named.recipe), splits, folder, quiet=True)
+    own = folder / f"{setting.batch}-{setting.precision}-{setting.compile}"  # a folder keeps its first decisions
+    return Session(named, recipe.weigh(named.recipe), splits, own, quiet=True)
 
 
 def endless(batches: Callable[[int, int], Iterator[Any]]) -> Iterator[Any]:

@@ -178,7 +178,7 @@ class Ours:
         )
         named = recipe.load("small-cpu", *overrides)
         self.weights = recipe.weigh(named.recipe)
-        self.run = Session(named, self.weights, splits, folder, quiet=True)
+        self.run = Session(named, self.weights, splits, folder / precision, quiet=True)
         average = f"moving average {named.recipe.train.ema}" if named.recipe.train.ema else "no average"
         self.note = f"channels last, {self.run.plan.precision}, {average}"
 
