@@ -140,7 +140,11 @@ def restore(parts: Path, runs: Path) -> Path:
     runs.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(payload)) as tar:
         name = tar.getnames()[0].partition("/")[0]
-        tar.extractall(runs, filter="data")
+        for member in tar:  # by hand: extractall's filter came with Python 3.11.4
+            target = (runs / member.name).resolve()
+            if member.isfile() and target.is_relative_to((runs / name).resolve()):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
     return runs / name
 
 

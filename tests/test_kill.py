@@ -104,7 +104,7 @@ def kill_and_compare(tmp_path: Path, overrides: tuple[str, ...], count: int, see
 
 
 def test_three_kills(tmp_path: Path) -> None:
-    kills = kill_and_compare(tmp_path, (*VARIANTS["sgd+ema"], "train.epochs=16"), count=3, seed=1)
+    kills = kill_and_compare(tmp_path, (*VARIANTS["sgd+ema"], "train.epochs=120"), count=3, seed=1)
     assert kills["in a write"] + kills["mid-epoch"] >= 1
     assert kills.total() == 3
 
@@ -114,7 +114,7 @@ def test_kills_over_three_variants(tmp_path: Path, capsys: pytest.CaptureFixture
     total = Counter[str]()
     for seed, (name, overrides) in enumerate(VARIANTS.items()):
         started = time.monotonic()
-        kills = kill_and_compare(tmp_path / name, (*overrides, "train.epochs=80"), count=8, seed=seed)
+        kills = kill_and_compare(tmp_path / name, (*overrides, "train.epochs=400"), count=8, seed=seed)
         with capsys.disabled():
             print(f"\n{name}: {kills.total()} kills, {dict(kills)}, {time.monotonic() - started:.0f} s")
         assert kills.total() >= 7
