@@ -23,7 +23,7 @@ setup: .venv/.complete ## Make .venv (TORCH_INDEX=https://download.pytorch.org/w
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: setup ## Train a first classifier: offline, about a minute
+demo: setup ## Train a first classifier: offline, a few seconds
 	@$(BIN)/weightclass train quickstart
 
 check: setup ## Lint, formatting, types, dependencies
