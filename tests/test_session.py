@@ -78,3 +78,21 @@ def test_a_first_step_that_compiles_does_not_shorten_the_time_limit(
     for _ in range(3):
         observer.stepped(session.state, 50, 0.0)
     assert observer.slowest_step == 2.0
+
+
+def test_an_evaluation_is_reserved_for_before_the_step_that_ends_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = sit(tmp_path, "data.validation=100")
+    asked: list[float] = []
+    stopper = Stopper()
+    monkeypatch.setattr(stopper, "reason", asked.append)
+    monkeypatch.setattr(type(session.meter), "speed", 20.0)
+    observer = Observer(session, stopper)
+    for step in (session.loader.steps - 2, session.loader.steps - 1, session.loader.steps):
+        session.state.step = step
+        observer.should_stop(session.keeper)
+    assert asked == [1.0, 6.0, 1.0]  # 100 images at the 20 a second of training
+    observer.evaluation, session.state.step = 2.0, session.loader.steps - 1
+    observer.should_stop(session.keeper)
+    assert asked[-1] == 4.0

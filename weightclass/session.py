@@ -155,13 +155,9 @@ class Observer:
     def __init__(self, session: Session, stopper: Stopper) -> None:
         self.session, self.stopper = session, stopper
         self.before = session.state.seconds
-        self.evaluation = self._first_guess()
+        self.evaluation: float | None = None  # seconds that the last one took
         self.last: float | None = None  # none before a session's first step, which may be a compilation
         self.slowest_step = 0.0
-
-    def _first_guess(self) -> float:
-        """Seconds of an evaluation before there was one: images at the speed of training, which is slower."""
-        return sum(len(self.session.split(name)) for name in self._watched()) / 200
 
     def _watched(self) -> list[str]:
         wanted = {"validation": self.session.splits.validation is not None, "test": self.session.recipe.data.watch_test}
@@ -195,6 +191,13 @@ class Observer:
     def should_stop(self, keeper: Keeper) -> str | None:
         """The next question comes after one more step, and an evaluation where that step ends an epoch."""
         session = self.session
-        ends_epoch = (session.state.step + 1) % session.plan.steps_per_epoch == 0
-        reserve = 2 * self.slowest_step + 2 * keeper.slowest + 1.5 * self.evaluation * ends_epoch
-        return self.stopper.reason(reserve + 1.0)
+        reserve = 2 * self.slowest_step + 2 * keeper.slowest + 1.0
+        if (session.state.step + 1) % session.plan.steps_per_epoch == 0:
+            reserve += self._next_evaluation()
+        return self.stopper.reason(reserve)
+
+    def _next_evaluation(self) -> float:
+        """Seconds, on the safe side; before there was one, as if the images were trained on, which is slower."""
+        if self.evaluation is not None:
+            return 1.5 * self.evaluation
+        return sum(len(self.session.split(name)) for name in self._watched()) / max(self.session.meter.speed, 1.0)
