@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch
 
-from weightclass import device
+from weightclass import config, device
 from weightclass.device import Decisions, Machine
 from weightclass.errors import UserError
 
@@ -21,6 +21,19 @@ PLAIN = Decisions(device="cpu", threads=1, precision="float32", compile=False)
 def _one_thread_again() -> Iterator[None]:
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A root without /proc and /sys, to be filled."""
+    monkeypatch.setattr(device, "_ROOT", tmp_path)
+    return tmp_path
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
 
 
 @pytest.fixture
@@ -86,6 +99,8 @@ def test_earlier_decisions_stand() -> None:
     assert device.decide(Machine(), earlier) == earlier
     agreeing = Machine(device="cpu", threads=3, precision="bfloat16", compile="on")
     assert device.decide(agreeing, earlier) == earlier
+    cut = msgspec.structs.replace(earlier, micro_batch=32, recompute=True)
+    assert device.decide(agreeing, cut) == cut
 
 
 @pytest.mark.parametrize(
@@ -103,11 +118,22 @@ def test_applying_sets_the_threads() -> None:
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize(("wish", "cores"), [("3", 3), ("", None), ("0", None), ("2,1", None), ("all", None)])
 def test_omp_num_threads_is_a_wish(monkeypatch: pytest.MonkeyPatch, wish: str, cores: int | None) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", wish)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert device._cores() == (cores or available)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("100000 100000", 1), ("10000 100000", 1), ("250000 100000", 3), ("max 100000", 8)]
+)
+def test_a_container_may_allow_fewer_cores(monkeypatch: pytest.MonkeyPatch, bare: Path, quota: str, cores: int) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    write(bare, {"proc/self/cgroup": "0::/pod/job\n", "sys/fs/cgroup/pod/cpu.max": quota + "\n"})
+    assert device._cores() == cores
 
 
 @pytest.mark.parametrize(
@@ -132,6 +158,76 @@ def test_the_environment_is_told() -> None:
     assert facts["processor"]
     assert set(facts) == {"python", "torch", "numpy", "system", "processor", "cores", "accelerator"}
     msgspec.json.encode(facts)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), True),
+        (MemoryError(), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 5.56 GB, max allowed: 6.80 GB)."), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:76] data. DefaultCPUAllocator: not enough memory: you"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a memory object"), True),
+        (RuntimeError("could not create a primitive descriptor for a convolution forward propagation"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)"), False),
+        (OSError("out of memory"), False),
+    ],
+)
+def test_which_errors_mean_that_memory_ran_out(error: Exception, is_it: bool) -> None:
+    assert device.out_of_memory(error) is is_it
+
+
+def test_a_real_allocation_that_is_too_large_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert device.out_of_memory(caught.value)
+
+
+JOB, DOCKER = "sys/fs/cgroup/pod/job/memory.", "sys/fs/cgroup/memory/docker/memory."  # control groups 2 and 1
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"sys/fs/cgroup/memory.max": "max"}, 8000 * 1024),
+        ({JOB + "max": "5000", JOB + "current": "1000"}, 4000),
+        ({"sys/fs/cgroup/pod/memory.max": "5000", "sys/fs/cgroup/pod/memory.current": "6000"}, 0),
+        ({JOB + "max": "5000", JOB + "current": "4900", JOB + "stat": "anon 900\ninactive_file 3700\n"}, 3800),
+        (
+            {"proc/self/cgroup": "4:memory:/docker", DOCKER + "limit_in_bytes": "90", DOCKER + "usage_in_bytes": "30"},
+            60,
+        ),
+    ],
+)
+def test_half_of_what_is_free_may_be_filled(bare: Path, files: dict[str, str], free: int) -> None:
+    meminfo = "MemTotal:    9000 kB\nMemAvailable:    8000 kB\n"
+    write(bare, {"proc/meminfo": meminfo, "proc/self/cgroup": "0::/pod/job\n", **files})
+    assert device.room(torch.device("cpu")) == free // 2
+
+
+@pytest.mark.usefixtures("bare")
+def test_room_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__, raising=False)
+    assert device.room(torch.device("mps")) == 1000 * 4096 // 4
+    monkeypatch.delattr(os, "sysconf")
+    assert device.room(torch.device("cpu")) == 2 * 10**9
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (6000, 8000))
+    assert device.room(torch.device("cuda")) == 3000
+
+
+@pytest.mark.parametrize("size", [2_000_000_000, "2GB", "512MiB", 0])
+def test_room_may_be_set(size: str | int) -> None:
+    assert config.build({"memory": size}, Machine, "recipe").memory == size
+
+
+@pytest.mark.parametrize("size", ["much", "", "-1GB", -5])
+def test_room_that_is_no_size(size: str | int) -> None:
+    with pytest.raises(UserError, match=f"memory: {size!r} is not a size"):
+        config.build({"memory": size}, Machine, "recipe")
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs another source to compare with")

@@ -1,11 +1,13 @@
-"""The machine: device, threads, precision and compilation, each decided once and kept for the whole run."""
+"""The machine: device, threads, precision and compilation, each decided once and kept for the whole run; its memory."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,14 +15,14 @@ import msgspec
 import torch
 import torch.nn.functional as F
 
-from weightclass.config import Table
+from weightclass.config import Table, parse_quantity
 from weightclass.errors import UserError
 
 
 class Machine(Table):
     """Recipe table [machine]: how to compute, not what."""
 
-    cosmetic: ClassVar[frozenset[str]] = frozenset({"device", "threads", "compile"})
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"device", "threads", "compile", "memory"})
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
@@ -30,6 +32,15 @@ class Machine(Table):
     that it pays."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile. auto: on CUDA, where torch finds a working compiler (on CPUs it did not pay; docs/LOG.md)."""
+    memory: str | int = 0
+    """Bytes of images kept on the device, such as "2GB" (0: half of what is free); a larger set is streamed."""
+
+    def __post_init__(self) -> None:
+        if self.memory != 0:
+            try:
+                parse_quantity(self.memory)
+            except ValueError as error:
+                raise ValueError(f"memory: {error}") from None
 
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +50,10 @@ class Decisions(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     precision: str
     compile: bool
+    micro_batch: int = 0
+    """Images a forward pass where memory ran out and the loop cut the batch; 0: as the recipe says."""
+    recompute: bool = False
+    """Whether residual blocks are computed again in the backward pass, for the same reason."""
 
 
 def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
@@ -73,7 +88,12 @@ def _cores() -> int:
     wish = os.environ.get("OMP_NUM_THREADS", "")
     if wish.isdigit() and int(wish):
         return int(wish)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for _, text in _control_groups("cpu.max"):  # microseconds of computing a period, such as "150000 100000"
+        quota, period = text.split()
+        if quota != "max":
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(cores, 1)
 
 
 def available(wanted: str) -> str:
@@ -156,11 +176,68 @@ def environment() -> Mapping[str, Any]:
 
 
 def _processor() -> str:
+    named = re.search(r"model name\s*: (.+)", _read(_ROOT / "proc/cpuinfo"))
+    return named[1] if named else platform.processor() or platform.machine()
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+_NO_MEMORY = (
+    r"(?i)out of memory|not enough memory|can't allocate memory|alloc_failed|bad_alloc|could not create a memory|"
+    r"could not (create|execute) a primitive(?! descriptor)"  # oneDNN's words where its scratchpad found no room
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out. CUDA has a class for it; MPS, oneDNN, the CPU allocator have words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and re.search(_NO_MEMORY, str(error)) is not None
+
+
+def room(device: torch.device) -> int:
+    """Bytes that a set of images may take on `device` where machine.memory sets none: half of what is free."""
+    return (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()) // 2
+
+
+_ROOT = Path("/")
+
+
+def _free_memory() -> int:
+    """Bytes of RAM that this process may still take; 4 GB where the system does not tell."""
+    if told := re.search(r"MemAvailable:\s+(\d+) kB", _read(_ROOT / "proc/meminfo")):
+        return max(min([1024 * int(told[1]), *_free_in_control_groups()]), 0)
     try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # of all there is
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 4 * 10**9
+
+
+def _free_in_control_groups() -> Iterator[int]:
+    names = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # versions 2 and 1
+    for limit, usage in names:
+        for folder, text in _control_groups(limit):
+            if text.isdigit():
+                cache = re.search(r"\binactive_file (\d+)", _read(folder / "memory.stat"))  # files that were read once
+                yield int(text) - int(_read(folder / usage) or 0) + int(cache[1] if cache else 0)
+
+
+def _control_groups(name: str) -> Iterator[tuple[Path, str]]:
+    """(folder, text) of the file `name` in each of this process's Linux control groups, which bound a container."""
+    for line in _read(_ROOT / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        top = _ROOT / "sys/fs/cgroup" / controllers  # version 2 names none here and has one tree for all
+        inner = top / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_relative_to(top) and (text := _read(folder / name)):
+                yield folder, text
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,10 +1,12 @@
-"""Files that survive a kill, a full disk and a second process: atomic writes, a run folder's lock, JSON lines."""
+"""Files that survive a kill, a full disk, a second process and Windows: atomic writes, locks, names, JSON lines."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ _CURES = {
 }
 _CURES |= dict.fromkeys((errno.EDQUOT, errno.EFBIG), _CURES[errno.ENOSPC]) | {errno.EEXIST: _CURES[errno.ENOTDIR]}
 _CURES |= dict.fromkeys((errno.EPERM, errno.EROFS), _CURES[errno.EACCES])
+
+_TRIES = 20 if os.name == "nt" else 1
+"""Windows refuses to replace a file that a reader or a virus scanner holds open; 0.05 s apart, it gets a second."""
 
 
 @contextlib.contextmanager
@@ -47,11 +52,28 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
                 file.write(payload)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            _replace(temporary, path)
         except BaseException:  # a Ctrl-C too
-            temporary.unlink(missing_ok=True)
+            _discard(temporary)
             raise
         _sync_folder(path.parent)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    for left in reversed(range(_TRIES)):
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(0.05)
+
+
+def _discard(path: Path) -> None:
+    """Remove a file that nobody needs; one that is gone, or held open on Windows, is no reason to fail."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -86,12 +108,13 @@ def run_lock(folder: Path | str) -> Iterator[None]:
             cure = "wait for it or choose another folder with --out"
             raise UserError(f"another process (pid {_holder(folder)}) is using {folder}: {cure}") from None
     try:
-        for leftover in folder.rglob(".*.tmp"):
-            leftover.unlink()
+        with contextlib.suppress(OSError):  # a folder below that goes meanwhile
+            for leftover in folder.rglob(".*.tmp"):
+                _discard(leftover)
         atomic_write(folder / ".lock.pid", f"{os.getpid()}\n")
         yield
     finally:
-        (folder / ".lock.pid").unlink(missing_ok=True)
+        _discard(folder / ".lock.pid")
         lock.release()
 
 
@@ -99,7 +122,21 @@ def _holder(folder: Path) -> str:
     try:
         return (folder / ".lock.pid").read_text(encoding="utf-8").strip() or "unknown"
     except OSError:
-        return "unknown"  # it has only just taken the lock
+        return "unknown"  # it has only just taken the lock, or Windows lets nobody else read now
+
+
+# --- names -------------------------------------------------------------------------------------------------
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\.|\Z)", re.IGNORECASE)
+
+
+def safe_name(text: str) -> str:
+    """`text` as a name that any system takes for a folder: 1 to 80 of ASCII letters, digits, ".", "_" and "-".
+
+    Other characters become "-"; Windows' device names, such as NUL, with or without a suffix, get a "_" in front.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", text.strip(". ")) or "_"
+    return ("_" * bool(_RESERVED.match(name)) + name)[:80].rstrip(".")
 
 
 # --- JSON lines --------------------------------------------------------------------------------------------

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import gzip
 import hashlib
 import http.server
 import io
+import random
+import shutil
 import sys
 import tarfile
 import threading
@@ -82,6 +86,14 @@ def test_the_cache_is_where_the_platform_keeps_caches(monkeypatch: pytest.Monkey
     assert download.cache_folder() == tmp_path / "weightclass"
 
 
+def test_home_is_expanded_and_an_unknown_user_is_a_place_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert download.expand("~/data") == tmp_path / "data"
+    assert download.expand("plain/~") == Path("plain/~")
+    assert not download.expand("~nobody-of-that-name/data").exists()
+
+
 # --- fetch -------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +147,7 @@ def test_only_the_wanted_plain_files_are_unpacked(tmp_path: Path):
     members = {"set/a": b"A", "set/b": b"B", "set/extra": b"x", "../outside": b"x", "other/a": b"x", "set/../c": b"x"}
     archive = pack(tmp_path / "set.tar.gz", members, link="set/link")
     folder = tmp_path / "cache" / "set"
-    download.unpack(archive, folder, ["a", "b", "c", "link"])
+    download.unpack(archive, folder, ["a", "b"])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a": b"A", "b": b"B"}
     assert names(tmp_path / "cache") == ["set"]
     assert names(tmp_path) == ["cache", "set.tar.gz"]
@@ -157,6 +169,57 @@ def test_an_interrupted_unpacking_leaves_nothing_and_can_be_repeated(tmp_path: P
     assert names(folder.parent) == []
     download.unpack(archive, folder, ["a", "b"])
     assert names(folder) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "members"),
+    [("c", {"set/../c": b"x"}), ("c", {"other/c": b"x"}), ("link", {}), ("a", {}), ("d", {"set/d/e": b"x"})],
+)
+def test_an_archive_without_a_wanted_plain_file_is_refused(tmp_path: Path, wanted: str, members: dict[str, bytes]):
+    archive = pack(tmp_path / "set.tar.gz", members, link="set/link")
+    with pytest.raises(UserError, match=rf"^{archive}: not a whole archive of set \(it lacks set/{wanted}\): fetch it"):
+        download.unpack(archive, tmp_path / "set", [wanted])
+    assert names(tmp_path) == ["set.tar.gz"]
+
+
+def test_an_archive_cut_or_with_a_byte_changed_is_one_line_or_whole(tmp_path: Path):
+    members = {"set/a": random.Random(0).randbytes(700), "set/b": b"B"}
+    archive, folder = pack(tmp_path / "set.tar.gz", members), tmp_path / "set"
+    whole, refused = archive.read_bytes(), 0
+    places = range(0, len(whole), 11)
+    changed = [whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :] for place in places]
+    for content in [whole[:place] for place in places] + changed:
+        archive.write_bytes(content)
+        try:
+            download.unpack(archive, folder, ["a", "b"])
+        except UserError as error:
+            assert str(error).startswith(f"{archive}: not a whole archive of set (")  # noqa: PT017 (either may happen)
+            assert "\n" not in str(error)  # noqa: PT017
+            assert names(tmp_path) == ["set.tar.gz"]
+            refused += 1
+        else:
+            assert names(folder) == ["a", "b"]
+            shutil.rmtree(folder)
+    assert refused > len(places)
+
+
+def test_a_foreign_file_is_no_archive(tmp_path: Path):
+    archive = tmp_path / "set.tar.gz"
+    for content in (b"", b"<html>gone</html>", gzip.compress(b"no tar " * 200), gzip.compress(b"")):
+        archive.write_bytes(content)
+        with pytest.raises(UserError, match=f"^{archive}: not a whole archive of set"):
+            download.unpack(archive, tmp_path / "set", ["a"])
+        assert names(tmp_path) == ["set.tar.gz"]
+
+
+def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download.shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        download.unpack(pack(tmp_path / "set.tar.gz", {"set/a": b"A"}), tmp_path / "set", ["a"])
+    assert names(tmp_path) == ["set.tar.gz"]
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,27 @@ def test_whole_numbers_of_any_width_order_and_layout(tmp_path: Path, protocol: i
     assert np.array_equal(load_dict(path)["data"], array)
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_transposed_array_keeps_its_axes(tmp_path: Path, protocol: int):
+    """numpy 2.3 and later write one as its base and an order of axes in protocol 5, earlier ones as a copy."""
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2).transpose(0, 2, 3, 1)
+    path = tmp_path / "batch"
+    path.write_bytes(pickle.dumps({"data": array}, protocol))
+    assert np.array_equal(load_dict(path)["data"], array)
+
+
+def test_an_order_of_axes_is_followed_whoever_wrote_it(tmp_path: Path):
+    """The bytes that numpy 2.4 writes, for tests beside an older numpy."""
+    dtype = b"\x8c\x05numpy\x8c\x05dtype\x93\x8c\x02u1\x89\x88\x87R"
+    dtype += b"(K\x03\x8c\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    base = b"\x96\x06" + bytes(7) + bytes(range(6))
+    name = b"\x8c\x13numpy._core.numeric\x8c\x0b_frombuffer\x93"
+    content = b"\x80\x05}\x8c\x04data" + name + b"(" + base + dtype + b"K\x02K\x03\x86\x8c\x01KK\x01K\x00\x86tRs."
+    path = tmp_path / "batch"
+    path.write_bytes(content)
+    assert load_dict(path)["data"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
 def test_numpy_scalars_become_numbers(tmp_path: Path):
     path = tmp_path / "batch"
     path.write_bytes(pickle.dumps({"labels": [np.int64(7), np.uint8(9)]}))
@@ -113,6 +135,16 @@ def test_a_pickle_cut_anywhere_is_one_line(tmp_path: Path, protocol: int):
     whole = cifar.dump(BATCH, protocol)
     for length in range(len(whole)):
         assert f"of {length} bytes" in refusal(tmp_path / "batch", whole[:length])
+
+
+@pytest.mark.parametrize("opcode", [b"r\0\0\0\1", b"\x96\0\0\0\x10" + bytes(4)], ids=["memo", "length"])
+def test_a_damaged_number_takes_no_memory(tmp_path: Path, opcode: bytes):
+    """256 MB each to an unpickler that makes room before it reads; other numbers mean gigabytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refusal(tmp_path / "batch", b"\x80\x05N" + opcode + b".")
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 100 * 2 ** (20 if sys.platform == "darwin" else 10)
 
 
 @pytest.mark.parametrize("value", [[1, 2], 3, "text", np.zeros(3, np.uint8)])

@@ -1,4 +1,4 @@
-"""Writes small made-up CIFAR-10 folders in the official layouts, for tests that need one."""
+"""Writes small made-up CIFAR-10 and CIFAR-100 folders in the official layouts, for tests that need one."""
 
 from __future__ import annotations
 
@@ -9,35 +9,54 @@ from pathlib import Path
 import numpy as np
 
 CLASSES = ("plane", "auto", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FINE = tuple(f"kind {number}" for number in range(100))
 FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 
+Parts = dict[str, tuple[np.ndarray, np.ndarray]]
+"""File name to pixels uint8 [n, 3072] and labels [n]; CIFAR-100 is what has a file named train."""
 
-def make_up(per_file: int = 20, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """File name to (pixels uint8 [n, 3072], labels [n]), every class equally often where 10 divides `per_file`."""
+
+def make_up(per_file: int = 20, seed: int = 0) -> Parts:
+    """CIFAR-10, every class equally often in a file where 10 divides `per_file`."""
+    return _make_up(dict.fromkeys(FILES, per_file), 10, seed)
+
+
+def make_up100(test_images: int = 100, seed: int = 0) -> Parts:
+    """CIFAR-100: five times as many to train on as to test on, as in the official one."""
+    return _make_up({"train": 5 * test_images, "test": test_images}, 100, seed)
+
+
+def _make_up(sizes: dict[str, int], classes: int, seed: int) -> Parts:
     rng = np.random.default_rng(seed)
     return {
-        name: (rng.integers(0, 256, (per_file, 3072), np.uint8), rng.permutation(np.arange(per_file) % 10))
-        for name in FILES
+        name: (rng.integers(0, 256, (size, 3072), np.uint8), rng.permutation(np.arange(size) % classes))
+        for name, size in sizes.items()
     }
 
 
-def write_binary(folder: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> Path:
+def write_binary(folder: Path, parts: Parts) -> Path:
     folder.mkdir(parents=True)
+    fine = "train" in parts
     for name, (pixels, labels) in parts.items():
-        np.column_stack([labels.astype(np.uint8), pixels]).tofile(folder / f"{name}.bin")
-    (folder / "batches.meta.txt").write_text("\n".join(CLASSES) + "\n\n", encoding="utf-8")
+        before = [labels.astype(np.uint8) // 5, labels.astype(np.uint8)] if fine else [labels.astype(np.uint8)]
+        np.column_stack([*before, pixels]).tofile(folder / f"{name}.bin")
+    path, names = ("fine_label_names.txt", FINE) if fine else ("batches.meta.txt", CLASSES)
+    (folder / path).write_text("\n".join(names) + "\n\n", encoding="utf-8")
     return folder
 
 
-def write_python(
-    folder: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], protocol: int | str = "python2"
-) -> Path:
+def write_python(folder: Path, parts: Parts, protocol: int | str = "python2") -> Path:
     """`protocol`: 0 to 5 as Python 3 writes them, or "python2" as the official files are."""
     folder.mkdir(parents=True)
+    fine = "train" in parts
     for name, (pixels, labels) in parts.items():
-        batch = {"batch_label": name, "labels": labels.tolist(), "data": pixels, "filenames": ["a.png", "b.png"]}
+        batch = {"batch_label": name, "data": pixels, "filenames": [f"{place}.png" for place in range(len(labels))]}
+        batch |= {"coarse_labels": (labels // 5).tolist()} if fine else {}
+        batch["fine_labels" if fine else "labels"] = labels.tolist()
         (folder / name).write_bytes(dump(batch, protocol))
-    (folder / "batches.meta").write_bytes(dump({"label_names": list(CLASSES), "num_vis": 3072}, protocol))
+    lists: dict = {"fine_label_names": list(FINE), "coarse_label_names": ["all"]} if fine else {"num_vis": 3072}
+    lists |= {} if fine else {"label_names": list(CLASSES)}
+    (folder / ("meta" if fine else "batches.meta")).write_bytes(dump(lists, protocol))
     return folder
 
 

@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+def expand(place: str) -> Path:
+    """`place` with a leading ~ replaced by the home folder; an unknown ~user stays, and so is a place not there."""
+    return Path(os.path.expanduser(place))  # noqa: PTH111 (Path's own raises RuntimeError for an unknown user)
+
+
 def cache_folder() -> Path:
     """`WEIGHTCLASS_CACHE`, else the platform's place for caches, such as ~/.cache/weightclass."""
     if chosen := os.environ.get("WEIGHTCLASS_CACHE"):
-        return Path(chosen).expanduser()
+        return expand(chosen)
     import pooch
 
     return Path(pooch.os_cache("weightclass"))
@@ -72,20 +77,35 @@ class _Bar:
 
 
 def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
-    """Unpack the plain files `folder.name/name` of a tar.gz, and nothing else, unless `folder` is there."""
+    """Unpack the plain files `folder.name/name` of a tar.gz, all of them and nothing else, unless `folder` is there.
+
+    Raises UserError where the archive is cut off, damaged, none at all, or lacks one of them.
+    """
     wanted = {f"{folder.name}/{name}" for name in names}
     with _alone(folder):
         if folder.is_dir():
             return
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpacking-") as work:
             Path(work, folder.name).mkdir()
-            with tarfile.open(archive, "r:gz") as tar:
-                for member in tar:
-                    inside = tar.extractfile(member) if member.isfile() and member.name in wanted else None
-                    if inside:
-                        with Path(work, member.name).open("wb") as outside:
-                            shutil.copyfileobj(inside, outside)
+            try:
+                _extract(archive, wanted, Path(work))
+            except Exception as error:  # damaged bytes can fail anywhere in gzip, zlib and tarfile
+                if isinstance(error, OSError) and error.errno:  # the disk's fault, not the archive's
+                    raise
+                reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+                raise UserError(f"{archive}: not a whole archive of {folder.name} ({reason}): fetch it anew") from None
             Path(work, folder.name).replace(folder)
+
+
+def _extract(archive: Path, wanted: set[str], work: Path) -> None:
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            inside = tar.extractfile(member) if member.isfile() and member.name in wanted else None
+            if inside:
+                with Path(work, member.name).open("wb") as outside:
+                    shutil.copyfileobj(inside, outside)
+    if missing := sorted(name for name in wanted if not Path(work, name).is_file()):
+        raise ValueError(f"it lacks {missing[0]}")
 
 
 @contextmanager
