@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.reference import data as twin
 from weightclass.data.dataset import Dataset, stratified_split
+from weightclass.data.store import Stored
 from weightclass.errors import UserError
 
 
@@ -38,6 +41,22 @@ def test_len_shape_and_subset():
     assert part.labels.tolist() == [1, 0]
     assert torch.equal(part.images, dataset.images[[3, 0]])
     assert part.classes == dataset.classes
+
+
+def test_stored_images_are_a_set_like_any_other(tmp_path: Path):
+    """Digest apart: that one comes from the file's."""
+    tensor = made_up([0, 1, 2, 1, 0, 2], 3, channels=2, side=3)
+    (tmp_path / "images.bin").write_bytes(tensor.images.numpy().tobytes())
+    stored = Dataset(Stored(tmp_path / "images.bin", (6, 2, 3, 3), "ab"), tensor.labels, tensor.classes)
+    assert stored.mean_std() == tensor.mean_std()
+    assert stored.image_shape == (2, 3, 3)
+    parts = stratified_split(stored, 3, 0)
+    for part, same in zip(parts, stratified_split(tensor, 3, 0), strict=True):
+        assert isinstance(part.images, Stored)
+        assert torch.equal(part.to("cpu").images, same.images)
+        assert torch.equal(part.labels, same.labels)
+    assert len({part.digest() for part in (stored, *parts)}) == 3
+    assert stored.digest() == stored.subset(torch.arange(6)).digest() != tensor.digest()
 
 
 # --- digest ------------------------------------------------------------------------------------------------
@@ -102,14 +121,17 @@ def test_split_equals_the_plain_twin_or_refuses_an_empty_class(case: tuple[list[
     labels, classes, count, seed = case
     dataset = numbered(labels, classes)
     sizes = [labels.count(label) for label in range(classes)]
-    shares = twin.quotas(sizes, count)
-    if any(size and not 0 < share < size for size, share in zip(sizes, shares, strict=True)):
-        with pytest.raises(UserError, match=rf"^data\.{purpose} = {count}: takes .* class '\d'"):
+    least, most = sum(size > 1 for size in sizes), sum(size - 1 for size in sizes if size)
+    assert dataset.bounds() == (least, most)
+    if not max(least, 1) <= count <= most:
+        with pytest.raises(UserError, match=rf"^data\.{purpose} = {count}: of .* choose {least} to {most}, or 0"):
             stratified_split(dataset, count, seed, purpose)
         return
     rest, held = stratified_split(dataset, count, seed, purpose)
     assert places(held) == twin.held_out(labels, classes, count, seed, purpose)
     assert len(held) == count
+    assert all(rest.class_sizes()[label] for label, size in enumerate(sizes) if size)
+    assert all(held.class_sizes()[label] for label, size in enumerate(sizes) if size > 1)
     assert sorted(places(rest) + places(held)) == list(range(len(labels)))
     assert places(rest) == sorted(places(rest))
     assert [labels[place] for place in places(rest)] == rest.labels.tolist()
@@ -125,13 +147,14 @@ def test_split_is_a_golden_value_and_depends_on_seed_and_purpose():
     assert len({tuple(places(draw)) for draw in draws}) == 3
 
 
-@pytest.mark.parametrize("count", [-1, 0, 20, 21])
+@pytest.mark.parametrize("count", [-1, 0, 1, 19, 20, 21])
 def test_a_split_that_leaves_nothing_is_refused(count: int):
-    with pytest.raises(UserError, match=rf"^data\.validation = {count}: .*20 in all"):
+    with pytest.raises(UserError, match=rf"^data\.validation = {count}: of 20 images in 2 classes, .*choose 2 to 18"):
         stratified_split(numbered([0, 1] * 10, 2), count, 0)
 
 
 def test_a_class_without_images_is_no_obstacle():
     rest, held = stratified_split(numbered([0, 2] * 10, 3), 4, 0)
+    assert rest.classes == held.classes
     assert held.labels.bincount(minlength=3).tolist() == [2, 0, 2]
     assert rest.labels.bincount(minlength=3).tolist() == [8, 0, 8]

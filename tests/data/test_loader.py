@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from tests.reference import data as twin
 from weightclass.data.dataset import Dataset
 from weightclass.data.loader import Batch, Loader
+from weightclass.data.store import Stored
 from weightclass.errors import UserError
 
 
@@ -34,6 +38,28 @@ def test_equals_a_plain_loop_from_any_step(count: int, size: int, when: tuple[in
     assert loader.steps == len(expected)
     assert list(map(plain, loader.epoch(epoch))) == expected
     assert list(map(plain, loader.epoch(epoch, first))) == expected[first:]
+
+
+@given(counts, sizes, st.integers(0, 45))
+def test_streamed_batches_are_the_same(tmp_path_factory: pytest.TempPathFactory, count: int, size: int, first: int):
+    dataset = made_up(count)
+    file = tmp_path_factory.mktemp("stored") / "images.bin"
+    file.write_bytes(dataset.images.numpy().tobytes())
+    stored = Dataset(Stored(file, (count, 1, 2, 2), ""), dataset.labels, dataset.classes)
+    assume(twin.batches(dataset, size, 1, 2, False))
+    held, streamed = Loader(dataset, size, 1), Loader(stored, size, 1)
+    assert (held.streams, streamed.streams) == (False, True)
+    assert list(map(plain, streamed.epoch(2, first))) == list(map(plain, held.epoch(2, first)))
+
+
+def test_a_stream_left_early_leaves_no_thread(tmp_path: Path):
+    (tmp_path / "images.bin").write_bytes(bytes(400))
+    dataset = Dataset(Stored(tmp_path / "images.bin", (100, 1, 2, 2), ""), torch.arange(100) % 3, ("a", "b", "c"))
+    batches = Loader(dataset, 4, 0).epoch(0)
+    assert len(next(batches).labels) == 4
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
 
 
 def test_every_image_is_served_once_in_an_order_of_its_own_each_epoch():

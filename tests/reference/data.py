@@ -31,12 +31,23 @@ def batches(dataset: Dataset, size: int, seed: int, epoch: int, drop_last: bool)
 
 
 def quotas(sizes: list[int], count: int) -> list[int]:
-    """Hamilton's method with fractions: floors first, then one each to the largest remainders, lower label first."""
+    """Hamilton's method with fractions: floors first, then one each to the largest remainders, lower label first.
+
+    Then one by one into 1 .. size - 1, a single image staying where it is.
+    """
     shares = [Fraction(count * size, sum(sizes)) for size in sizes]
     given = [int(share) for share in shares]
     while sum(given) < count:
         lacking = [share - got for share, got in zip(shares, given, strict=True)]
         given[lacking.index(max(lacking))] += 1
+    for label, size in enumerate(sizes):
+        given[label] = 0 if size < 2 else 1 if given[label] < 1 else size - 1 if given[label] >= size else given[label]
+    while sum(given) > count:
+        spare = [got - 1 for got in given]
+        given[spare.index(max(spare))] -= 1
+    while sum(given) < count:
+        room = [size - 1 - got for size, got in zip(sizes, given, strict=True)]
+        given[room.index(max(room))] += 1
     return given
 
 
@@ -58,11 +69,11 @@ def mean_std(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.flatten().tolist()), tuple(variance.sqrt().tolist())
 
 
-def read_binary(path: Path) -> tuple[list[int], list[list[int]]]:
-    """Labels and rows of 3,072 pixels, record by record."""
+def read_binary(path: Path, label_bytes: int = 1) -> tuple[list[int], list[list[int]]]:
+    """Labels (the last label byte) and rows of 3,072 pixels, record by record."""
     labels, rows = [], []
     with path.open("rb") as file:
-        while record := file.read(3073):
-            labels.append(record[0])
-            rows.append(list(record[1:]))
+        while record := file.read(label_bytes + 3072):
+            labels.append(record[label_bytes - 1])
+            rows.append(list(record[label_bytes:]))
     return labels, rows

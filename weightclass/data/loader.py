@@ -1,19 +1,27 @@
-"""Batches by indexing: the whole set already lies on the device as uint8, so there is nothing to load.
+"""Batches by indexing: a set on the device has nothing to load, any other is read one step ahead.
 
-The order of an epoch is a function of seed and epoch alone, so a run can resume at any step of it.
+The order of an epoch is a function of seed and epoch alone, so a run can resume at any step of it, and a batch is the
+same wherever its images lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from weightclass import seeding
 from weightclass.data.dataset import Dataset
+from weightclass.data.store import Stored
 from weightclass.errors import UserError
+
+AHEAD = 4  # batches that are read while one is used
 
 
 @dataclass
@@ -26,14 +34,18 @@ class Batch:
 
 
 class Loader:
-    """Serves every image once an epoch, in batches of `batch_size`, in an order drawn from (seed, epoch).
+    """Serves every image once an epoch, in batches of `batch_size` on `device`, in an order drawn from (seed, epoch).
 
     The last batch may be smaller; `drop_last` leaves it out. A last batch of a single image is always left
     out, for batch norm cannot use it; being drawn anew, the image left out differs from epoch to epoch.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int, drop_last: bool = False):
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seed: int, drop_last: bool = False, device: torch.device | None = None
+    ):
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.device = device or dataset.labels.device
+        self.streams = isinstance(dataset.images, Stored) or dataset.images.device.type != self.device.type
         full, tail = divmod(len(dataset), batch_size)
         self.steps = full + (tail > 1 and not drop_last)
         """Batches per epoch."""
@@ -42,8 +54,29 @@ class Loader:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (any whole number) from step `first` on."""
-        device = self.dataset.labels.device
-        order = seeding.permutation(seeding.key(self.seed, "order", epoch), len(self.dataset), device)
-        for indices in order.split(self.batch_size)[first : self.steps]:
-            slots = torch.arange(len(indices), device=device)
-            yield Batch(self.dataset.images[indices], self.dataset.labels[indices], slots)
+        labels = self.dataset.labels
+        order = seeding.permutation(seeding.key(self.seed, "order", epoch), len(self.dataset), labels.device)
+        chosen = order.split(self.batch_size)[first : self.steps]
+        jobs = (partial(self._batch, indices) for indices in chosen)
+        yield from _ahead(jobs) if self.streams else (job() for job in jobs)
+
+    def _batch(self, indices: Tensor) -> Batch:
+        images, labels = self.dataset.images[indices], self.dataset.labels[indices]
+        if self.device.type == "cuda" and self.streams:  # from pinned memory a copy waits for nobody
+            images, labels = images.pin_memory(), labels.pin_memory()
+        images, labels = (part.to(self.device, non_blocking=True) for part in (images, labels))
+        return Batch(images, labels, torch.arange(len(labels), device=self.device))
+
+
+def _ahead(jobs: Iterable[Callable[[], Batch]]) -> Iterator[Batch]:
+    """The results of `jobs` in order, a thread working `AHEAD` of whoever asks."""
+    jobs = iter(jobs)
+    with ThreadPoolExecutor(1, "loader") as thread:
+        running = deque(thread.submit(job) for job in islice(jobs, AHEAD))
+        try:
+            while running:
+                ready = running.popleft().result()
+                running.extend(thread.submit(job) for job in islice(jobs, 1))
+                yield ready
+        finally:
+            thread.shutdown(cancel_futures=True)
