@@ -1,11 +1,15 @@
-"""Logits: the same for every batch size, in evaluation mode, and the model left as it was found."""
+"""Logits: the same for every batch size, however little memory, in evaluation mode, the model left as it was found."""
 
 from __future__ import annotations
+
+import weakref
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.reference.pictures import Lazy
+from weightclass.errors import UserError
 from weightclass.evaluation import predict
 from weightclass.evaluation.predict import evaluating, logits
 
@@ -91,3 +95,60 @@ def test_result_may_enter_autograd(net: Net) -> None:
 
 def test_no_images_no_logits(net: Net) -> None:
     assert logits(net, IMAGES[:0], half).shape == (0, 5)
+
+
+def test_lazy_images_are_read_batch_by_batch(net: Net) -> None:
+    images = Lazy(IMAGES)
+    assert torch.equal(logits(net, images, half, 16), logits(net, IMAGES, half, 16))
+    assert images.reads == [16, 16, 5]
+
+
+def test_batches_go_to_the_model(net: Net) -> None:
+    """Images on the CPU, a model elsewhere: the meta device stands in for a GPU."""
+    places: list[torch.device] = []
+
+    def normalise(batch: Tensor) -> Tensor:
+        places.append(batch.device)
+        return half(batch)
+
+    assert logits(net.to("meta"), IMAGES, normalise, 20).device.type == "meta"
+    assert places == [torch.device("meta")] * 2
+
+
+# --- too little memory -------------------------------------------------------------------------------------
+
+
+class Narrow(nn.Module):
+    """A network on a device with room for `room` images; `error` is what it then raises."""
+
+    def __init__(self, net: Net, room: int, error: type[RuntimeError] = torch.OutOfMemoryError) -> None:
+        super().__init__()
+        self.net, self.room, self.error = net, room, error
+        self.refused: list[weakref.ref[Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not any(held() is not None for held in self.refused), "the batch that did not fit is still in memory"
+        if len(x) > self.room:
+            self.refused.append(weakref.ref(x))
+            raise self.error("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.net(x)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+@pytest.mark.parametrize(("room", "sizes"), [(250, [37]), (18, [18, 18, 1]), (5, [4] * 9 + [1]), (1, [1] * 37)])
+def test_too_little_memory_halves_the_batch(net: Net, room: int, sizes: list[int], error: type[RuntimeError]) -> None:
+    narrow, done = Narrow(net, room, error), list[int]()
+    found = logits(narrow, IMAGES, half, progress=lambda count, total: done.append(count))
+    assert [size for size, _, _ in net.seen] == sizes
+    assert done == torch.tensor(sizes).cumsum(0).tolist()
+    torch.testing.assert_close(found, logits(net, IMAGES, half), rtol=1e-5, atol=1e-5)
+
+
+def test_memory_that_takes_no_image_is_told(net: Net) -> None:
+    with pytest.raises(UserError, match="no memory to judge even one image"):
+        logits(Narrow(net, 0), IMAGES, half)
+
+
+def test_other_errors_go_on_their_way(net: Net) -> None:
+    with pytest.raises(RuntimeError, match="expected input"):
+        logits(net, IMAGES[:, :2], half)

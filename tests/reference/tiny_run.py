@@ -35,8 +35,8 @@ def pictures(count: int = IMAGES) -> tuple[Tensor, Tensor]:
     return (noise + 80 * lit).to(torch.uint8), labels
 
 
-def model(dropout: float = 0.0, group: int = 0, seed: int = 0) -> ResNet:
-    config = ResNetConfig(blocks=(1, 1), channels=(4, 8), pool="global", dropout=dropout)
+def model(dropout: float = 0.0, group: int = 0, seed: int = 0, norm: Any = "batch") -> ResNet:
+    config = ResNetConfig(blocks=(1, 1), channels=(4, 8), pool="global", dropout=dropout, norm=norm)
     network = build(config, (3, 8, 8), CLASSES, seed).double()
     group_norms(network, group)
     return network
@@ -51,6 +51,7 @@ class Watcher:
     epochs: list[Any] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
+    cuts: list[tuple[int, bool]] = field(default_factory=list)
     step: int = 0
 
     def stepped(self, state: State, images: int, waited: float) -> None:
@@ -67,6 +68,9 @@ class Watcher:
     def should_stop(self, keeper: Keeper) -> str | None:
         return "asked" if self.step == self.stop_at else None
 
+    def cut(self, plan: Plan) -> None:
+        self.cuts.append((plan.micro_batch, plan.recompute))
+
 
 @dataclass
 class Run:
@@ -76,9 +80,10 @@ class Run:
     optimizer: Any = field(default_factory=optim.SGD)
     schedule: Any = field(default_factory=schedule.Constant)
     dropout: float = 0.0
+    norm: str = "batch"
 
     def __post_init__(self) -> None:
-        network = model(self.dropout, self.train.bn_group)
+        network = model(self.dropout, self.train.bn_group, norm=self.norm)
         average = Average(network, self.train.ema) if self.train.ema else None
         sums = torch.zeros(3, dtype=torch.float64)
         self.state = State(network, optim.build(self.optimizer, network), average, sums=sums)

@@ -1,4 +1,4 @@
-"""Logits and labels to a scorecard: accuracy with its interval, likelihood, classes and confusions.
+"""Logits and labels to a scorecard: accuracy with its interval, likelihood, calibration, classes and confusions.
 
 Every kind of model (float, averaged, int8, ONNX) is judged by `scorecard`, so their numbers compare.
 """
@@ -6,7 +6,7 @@ Every kind of model (float, averaged, int8, ONNX) is judged by `scorecard`, so t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -17,11 +17,13 @@ from torch import Tensor
 from weightclass.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import RenderableType
+    from rich.text import Text
 
 _ALL_CLASSES = 20  # the most classes that a table lists in full
 _WORST_CLASSES = 10  # how many it lists of a longer list
-_WORST_PAIRS = 3
+_BINS = 15  # of the confidence; as many as Guo et al. 2017
 
 
 class Interval(NamedTuple):
@@ -32,33 +34,56 @@ class Interval(NamedTuple):
 
 
 class ClassScore(msgspec.Struct, frozen=True, kw_only=True):
-    """One class: the share of its `n` images that is recognised, None where it has no image."""
+    """One class; what would divide by zero is None."""
 
+    n: int  # its images
+    precision: float | None  # the share of the images given this class that are of it
+    recall: float | None  # the share of its images that are given this class: the class's accuracy
+    f1: float | None  # the harmonic mean of the two
+
+
+class Bin(msgspec.Struct, frozen=True, kw_only=True):
+    """The `n` images whose confidence lies in one bin: its mean, and the share of right answers; None for n = 0."""
+
+    n: int
+    confidence: float | None
     accuracy: float | None
+
+
+class Pair(NamedTuple):
+    """`count` of the `n` images of class number `true` are taken for class number `predicted`."""
+
+    true: int
+    predicted: int
+    count: int
     n: int
 
 
 class Scorecard(msgspec.Struct, frozen=True, kw_only=True):
     """What is known about a model on one set of images; `msgspec.json.encode` writes it, `decode` reads it back."""
 
-    n: int
-    # Number of images.
-    correct: int
-    # How many of them have their largest logit at the label.
-    accuracy: float
-    # correct / n, in 0..1.
-    interval: Interval
-    # Wilson's 95 % interval of the accuracy.
-    nll: float
-    # Mean cross-entropy, natural logarithm.
-    per_class: dict[str, ClassScore]
-    # In the order of the labels.
-    confusion: list[list[int]]
-    # Counts: a row for each true class, a column for each predicted one.
+    n: int  # images
+    correct: int  # images with their largest logit at the label
+    accuracy: float  # correct / n, in 0..1
+    interval: Interval  # Wilson's 95 % interval of the accuracy
+    top5: float | None  # the share of images whose label has one of the 5 largest logits; None for 5 classes or fewer
+    nll: float  # mean cross-entropy, natural logarithm
+    ece: float  # expected calibration error: |confidence - accuracy| of a bin, averaged over the images
+    bins: list[Bin]  # of the confidence (the largest probability): 15, equally wide, open below and closed above
+    macro: ClassScore  # means over the classes that have images; its recall is the balanced accuracy
+    per_class: dict[str, ClassScore]  # in the order of the labels
+    confusion: list[list[int]]  # counts: a row for each true class, a column for each predicted one
 
     @property
     def classes(self) -> list[str]:
         return list(self.per_class)
+
+    def confused(self, most: int = 5) -> list[Pair]:
+        """The most frequent mistakes, worst first; of equally frequent ones the first in the matrix."""
+        totals = [score.n for score in self.per_class.values()]
+        cells = ((i, j, count) for i, row in enumerate(self.confusion) for j, count in enumerate(row))
+        pairs = [Pair(i, j, count, totals[i]) for i, j, count in cells if i != j and count]
+        return sorted(pairs, key=lambda pair: -pair.count)[:most]
 
 
 def wilson(correct: int, n: int, z: float = 1.96) -> Interval:
@@ -82,21 +107,65 @@ def scorecard(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Scoreca
 
     logits, labels = logits.detach().cpu().double(), labels.detach().cpu().long()
     _check(logits, labels, classes)
-    confusion = confusion_matrix(labels, logits.argmax(1), labels=range(len(classes)))
-    hits, counts = confusion.diagonal().tolist(), confusion.sum(1).tolist()
-    n, correct = len(labels), sum(hits)
+    said = logits.argmax(1)
+    confusion = confusion_matrix(labels, said, labels=range(len(classes)))
+    n, correct = len(labels), int(confusion.trace())
+    per_class = _per_class(confusion, classes)
+    ece, bins = _calibration(logits.softmax(1).amax(1), (said == labels).double())
     return Scorecard(
         n=n,
         correct=correct,
         accuracy=correct / n,
         interval=wilson(correct, n),
+        top5=_top(5, logits, labels) if len(classes) > 5 else None,
         nll=F.cross_entropy(logits, labels).item(),
-        per_class={
-            name: ClassScore(accuracy=hit / count if count else None, n=count)
-            for name, hit, count in zip(classes, hits, counts, strict=True)
-        },
+        ece=ece,
+        bins=bins,
+        macro=_macro([score for score in per_class.values() if score.n]),
+        per_class=per_class,
         confusion=confusion.tolist(),
     )
+
+
+def _per_class(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, ClassScore]:
+    columns = (confusion.diagonal(), confusion.sum(1), confusion.sum(0))
+    rows = zip(classes, *(column.tolist() for column in columns), strict=True)
+    return {
+        name: ClassScore(n=n, precision=_ratio(hits, given), recall=_ratio(hits, n), f1=_ratio(2 * hits, n + given))
+        for name, hits, n, given in rows
+    }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _macro(scores: list[ClassScore]) -> ClassScore:
+    def mean(values: Iterable[float | None]) -> float | None:
+        defined = [value for value in values if value is not None]
+        return _ratio(math.fsum(defined), len(defined))
+
+    rows = ((score.precision, score.recall, score.f1) for score in scores)
+    precision, recall, f1 = map(mean, zip(*rows, strict=True))
+    return ClassScore(n=sum(score.n for score in scores), precision=precision, recall=recall, f1=f1)
+
+
+def _top(k: int, logits: Tensor, labels: Tensor) -> float:
+    """The share of labels among the `k` largest logits; of equal logits the first class counts, as in `argmax`."""
+    label = labels.unsqueeze(1)
+    own = logits.gather(1, label)
+    before = (logits > own) | ((logits == own) & (torch.arange(logits.shape[1]) < label))
+    return (before.sum(1) < k).double().mean().item()
+
+
+def _calibration(confidence: Tensor, right: Tensor) -> tuple[float, list[Bin]]:
+    """The expected calibration error and its bins; Guo et al. 2017, arXiv 1706.04599, equations 1 to 3."""
+    place = (confidence * _BINS).ceil().long() - 1
+    counts = torch.bincount(place, minlength=_BINS)
+    sure, hits = (torch.bincount(place, weights, _BINS) for weights in (confidence, right))
+    rows = zip(counts.tolist(), sure.tolist(), hits.tolist(), strict=True)
+    bins = [Bin(n=n, confidence=_ratio(total, n), accuracy=_ratio(hit, n)) for n, total, hit in rows]
+    return (sure - hits).abs().sum().item() / len(place), bins
 
 
 def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
@@ -122,21 +191,34 @@ def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
 # --- the scorecard on a terminal ---------------------------------------------------------------------------
 
 
-def table(card: Scorecard) -> RenderableType:
-    """For rich's `print`: the headline, the classes (beyond 20, the worst 10) and the most confused pairs."""
+def table(card: Scorecard, views: Mapping[str, Scorecard] | None = None) -> RenderableType:
+    """For rich's `print`: the headline, the classes (beyond 20, the worst 10) and the most confused pairs.
+
+    `views` are scorecards of the same model and images with test-time views, by name: reported apart.
+    """
     from rich.console import Group
+
+    return Group(*_headline(card), _class_table(card), *_confused(card), *_views(card, views or {}))
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def _span(interval: Interval) -> str:
+    return f"{_percent(interval.lo)} to {_percent(interval.hi)}"
+
+
+def _headline(card: Scorecard) -> list[Text]:
     from rich.text import Text
 
-    headline = Text.assemble(
-        (f"{_percent(card.accuracy)} accuracy", "bold"),
-        f"  95 % interval {_percent(card.interval.lo)} to {_percent(card.interval.hi)}\n",
-        (f"{card.correct:,} of {card.n:,} images right, nll {card.nll:.4f}", "dim"),
-    )
-    return Group(headline, _class_table(card), *_confused(card))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+    facts = {} if card.top5 is None else {"top-5": _percent(card.top5)}
+    facts |= {"nll": f"{card.nll:.4f}", "ECE": _percent(card.ece), "macro F1": _percent(card.macro.f1)}
+    return [
+        Text.assemble((f"{_percent(card.accuracy)} accuracy", "bold"), f"  95 % interval {_span(card.interval)}"),
+        Text(f"{card.correct:,} of {card.n:,} images right", "dim"),
+        Text("   ").join(Text.assemble((f"{name} ", "dim"), value) for name, value in facts.items()),
+    ]
 
 
 def _class_table(card: Scorecard) -> RenderableType:
@@ -145,31 +227,55 @@ def _class_table(card: Scorecard) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    # The bar shows the share of errors, longest for the worst class: bars of 97 % and 98 % accuracy would look alike.
-    rows = [(1 - score.accuracy, name, score.n) for name, score in card.per_class.items() if score.accuracy is not None]
+    # The bar shows what is missing, longest for the worst class: bars of 97 % and 98 % would look alike.
+    rows = [(1 - (score.f1 or 0.0), name, score) for name, score in card.per_class.items() if score.n]
+    head, longest = "class", max(missing for missing, _, _ in rows)
     if len(card.per_class) > _ALL_CLASSES:
         rows = sorted(rows, key=lambda row: row[0], reverse=True)[:_WORST_CLASSES]
-    head = "class" if len(card.per_class) <= _ALL_CLASSES else f"worst {len(rows)} of {len(card.per_class)} classes"
-    longest = max(error for error, _, _ in rows)
+        head = f"worst {len(rows)} of {len(card.per_class)} classes"
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    grid.add_column(head, max_width=32, no_wrap=True, overflow="ellipsis")
-    for title in ("accuracy", "images", "errors"):
+    grid.add_column(head, max_width=26, no_wrap=True, overflow="ellipsis")
+    for title in ("images", "precision", "recall", "F1"):
         grid.add_column(title, justify="right", no_wrap=True)
-    grid.add_column("")
-    for error, name, n in rows:
-        bar = Bar(longest or 1.0, 0.0, error, width=16, color="red")
-        grid.add_row(Text(name), _percent(1 - error), f"{n:,}", f"{round(error * n):,}", bar)
+    grid.add_column("1 - F1")
+    for missing, name, score in rows:
+        bar = Bar(longest or 1.0, 0.0, missing, width=14, color="red")
+        grid.add_row(Text(name), *_cells(score), bar)
+    grid.add_section()
+    grid.add_row("macro average", *_cells(card.macro), style="dim")
     return grid
 
 
-def _confused(card: Scorecard) -> list[RenderableType]:
+def _cells(score: ClassScore) -> list[str]:
+    return [f"{score.n:,}", *map(_percent, (score.precision, score.recall, score.f1))]
+
+
+def _confused(card: Scorecard) -> list[Text]:
     """A line for each of the most frequent mistakes."""
     from rich.text import Text
 
-    names, totals = card.classes, [score.n for score in card.per_class.values()]
-    pairs = [(count, i, j) for i, row in enumerate(card.confusion) for j, count in enumerate(row) if i != j and count]
-    worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:_WORST_PAIRS]
+    names = card.classes
     return [
-        Text.assemble((names[i], "bold"), " taken for ", (names[j], "bold"), f": {count:,} of {totals[i]:,}")
-        for count, i, j in worst
+        Text.assemble((names[true], "bold"), " taken for ", (names[said], "bold"), f": {count:,} of {n:,}")
+        for true, said, count, n in card.confused()
     ]
+
+
+def _views(card: Scorecard, views: Mapping[str, Scorecard]) -> list[RenderableType]:
+    """A row for each kind of test-time views, below a line that keeps it apart from the headline."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    if not views:
+        return []
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("views", no_wrap=True)
+    for title in ("accuracy", "points", "95 % interval", "nll", "ECE"):
+        grid.add_column(title, justify="right", no_wrap=True)
+    for name, seen in views.items():
+        points = f"{100 * (seen.accuracy - card.accuracy):+.2f}"
+        figures = (points, _span(seen.interval), f"{seen.nll:.4f}", _percent(seen.ece))
+        grid.add_row(Text(name), _percent(seen.accuracy), *figures)
+    note = "not the accuracy above, which looks at each image once"
+    return [Text.assemble(("\nwith test-time views", "bold"), (f"  {note}", "dim")), grid]

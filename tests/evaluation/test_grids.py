@@ -1,0 +1,129 @@
+"""Grids of images: pixels true, the right images in the right order, only the drawn ones read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.reference.pictures import Lazy, ramp, read
+from weightclass.evaluation import grids
+from weightclass.evaluation.metrics import scorecard
+
+
+@pytest.mark.parametrize(
+    ("count", "channels", "tall", "wide"),
+    [(1, 1, 8, 8), (70, 3, 32, 32), (5, 2, 28, 20), (3, 3, 2, 600), (9, 3, 64, 4), (1, 3, 1, 1)],
+)
+def test_samples(tmp_path: Path, count: int, channels: int, tall: int, wide: int) -> None:
+    images = ramp(count, channels, tall, wide)
+    grids.samples(images, [f"label {i}" for i in range(count)], tmp_path / "samples.png", "what the network sees")
+    high, across, _ = read(tmp_path / "samples.png").shape
+    assert 80 < high < 2000 and 420 <= across < 2300
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["uint8", "unit", "normalised"])
+def test_samples_are_true_to_the_pixel(tmp_path: Path, channels: int, kind: str) -> None:
+    images = ramp(7, channels, 8, 8)
+    images[0, :, 0, 0], images[0, :, 0, 1] = 0, 255
+    given = {"uint8": images, "unit": images / 255, "normalised": (images / 255 - 0.45) / 0.22}[kind]
+    grids.samples(given, list("abcdefg"), tmp_path / "samples.png", "x")
+    pixels = read(tmp_path / "samples.png")
+    first = pixels[52 : 52 + 128, 14 : 14 + 128]  # below the title's strip, right of the gap
+    expected = images[0].expand(3, 8, 8).permute(1, 2, 0).numpy().repeat(16, 0).repeat(16, 1)
+    np.testing.assert_array_equal(first, expected)
+
+
+def test_mistakes_draws_the_most_confident_wrong_ones_first(tmp_path: Path) -> None:
+    images = torch.arange(0, 250, 50).to(torch.uint8).reshape(5, 1, 1, 1).expand(5, 3, 16, 16)
+    truth, predicted = list("abcab"), list("abbba")  # wrong: 2, 3, 4
+    grids.mistakes(images, truth, predicted, torch.tensor([0.99, 0.9, 0.3, 0.8, 0.6]), tmp_path / "m.png", "worst")
+    pixels = read(tmp_path / "m.png")
+    middles = [int(pixels[52 + 100, 14 + i * 270 + 100, 0]) for i in range(3)]
+    assert middles == [150, 200, 100]
+
+
+def test_without_mistakes_the_least_certain_right_answers(tmp_path: Path) -> None:
+    images = Lazy(torch.arange(0, 250, 10).to(torch.uint8).reshape(25, 1, 1, 1).expand(25, 3, 32, 32))
+    confidence = torch.linspace(0.99, 0.5, 25)
+    grids.mistakes(images, ["a"] * 25, ["a"] * 25, confidence, tmp_path / "m.png", "perfect")
+    pixels = read(tmp_path / "m.png")
+    assert images.reads == [12] and pixels.shape[0] < 700
+    assert [int(pixels[-100, 14 + i * 142 + 100, 0]) for i in range(4)] == [160, 150, 140, 130]  # the last row
+
+
+def test_many_long_mistakes(tmp_path: Path) -> None:
+    count = 41
+    grids.mistakes(
+        ramp(count, 3, 32, 32),
+        ["W" * 40] * count,
+        ["automobile $x$"] * count,
+        [1.0] * count,
+        tmp_path / "m.png",
+        "many",
+    )
+    high, wide, _ = read(tmp_path / "m.png").shape
+    assert 800 < high < 1200 and 800 < wide < 1300
+
+
+@pytest.mark.parametrize("side", [32, 96])
+def test_only_the_drawn_images_are_read(tmp_path: Path, side: int) -> None:
+    images = Lazy(ramp(70, 3, side, side))
+    grids.samples(images, ["a"] * 70, tmp_path / "s.png", "seen")
+    grids.mistakes(images, ["a"] * 70, ["b"] * 50 + ["a"] * 20, [0.5] * 70, tmp_path / "m.png", "wrong")
+    assert images.reads == [64, 40]
+    assert all(600 < max(read(tmp_path / name).shape) < 2400 for name in ("s.png", "m.png"))
+
+
+# --- the most confused pairs -------------------------------------------------------------------------------
+
+
+def test_confused_shows_each_pair_most_confident_first(tmp_path: Path) -> None:
+    """Of 5 images of class a, three are taken for b, with rising confidence; of 3 of class b, one for c."""
+    labels, said = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1]), torch.tensor([1, 0, 1, 0, 1, 1, 2, 1])
+    logits = torch.nn.functional.one_hot(said, 3) * torch.arange(1.0, 9).unsqueeze(1)
+    images = Lazy(torch.arange(0, 240, 30).to(torch.uint8).reshape(8, 1, 1, 1).expand(8, 3, 32, 32))
+    card = scorecard(logits, labels, ["a", "b", "c"])
+    grids.confused(card, images, labels, logits, tmp_path / "c.png", "taken")
+    pixels = read(tmp_path / "c.png")
+    first, second = 52 + 28 + 64, 52 + 28 + 64 + 202  # the middles of the two rows of tiles
+    assert [int(pixels[first, 14 + i * 142 + 64, 0]) for i in range(3)] == [120, 60, 0]
+    assert [int(pixels[second, 14 + i * 142 + 64, 0]) for i in range(3)] == [180, 255, 255]
+    assert images.reads == [4]
+
+
+@pytest.mark.parametrize(("side", "columns"), [(8, 10), (64, 10), (96, 10), (224, 6), (300, 5)])
+def test_confused_has_room_for_large_images(tmp_path: Path, side: int, columns: int) -> None:
+    labels = torch.arange(160) % 2
+    logits = torch.eye(2)[1 - labels]  # everything wrong
+    images = Lazy(ramp(160, 1, side, side))
+    card = scorecard(logits, labels, ["$5", "W" * 300])
+    grids.confused(card, images, labels, logits, tmp_path / "c.png", "taken")
+    tile = {8: 128, 64: 128, 96: 96, 224: 224, 300: 256}[side]
+    assert read(tmp_path / "c.png").shape[1] == 14 + columns * (tile + 14)
+    assert images.reads == [20]
+
+
+def test_nothing_is_confused_nothing_is_written(tmp_path: Path) -> None:
+    labels = torch.arange(3)
+    grids.confused(
+        scorecard(torch.eye(3), labels, list("abc")), ramp(3, 3, 8, 8), labels, torch.eye(3), tmp_path / "c.png", ""
+    )
+    assert not list(tmp_path.iterdir())
+
+
+# --- the grid ----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 64), st.floats(0.05, 20))
+def test_columns_waste_little(count: int, tallness: float) -> None:
+    columns = grids._columns(count, tallness)
+    assert 1 <= columns <= max(1, count)
+    rows = math.ceil(count / columns)
+    assert rows * columns - count < max(columns, 2)

@@ -1,0 +1,154 @@
+"""Grids of images: what the network saw, what it got wrong, which classes it confuses.
+
+Of the images only those that are drawn are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightclass.evaluation.metrics import Pair, Scorecard
+from weightclass.evaluation.page import FAINT, GREEN, VERMILLION, box, fit, page, text_width
+from weightclass.evaluation.predict import Images
+
+GAP, LINE = 14, 18  # pixels between tiles, and of a line of text
+Line = tuple[str, str, str]  # a name that may be shortened, what follows it, the colour
+Place = tuple[int, int]  # pixels from the left and from the top
+
+
+def samples(images: Images, labels: Sequence[str], path: str | Path, title: str) -> None:
+    """The first 64 of `images` [n, C, H, W], uint8 or float (also normalised), each with its label below."""
+    _grid(images[:64], [[(label, "", FAINT)] for label in labels[:64]], path, title)
+
+
+def mistakes(
+    images: Images,
+    truth: Sequence[str],
+    predicted: Sequence[str],
+    confidence: Sequence[float] | Tensor,
+    path: str | Path,
+    title: str,
+) -> None:
+    """The most confident wrong answers, 40 at most, worst first: the answer and its confidence in 0..1, then the truth.
+
+    Without a mistake, the 12 right answers that the network was least sure of. `images` [n, C, H, W], uint8 or float.
+    """
+    sure = torch.as_tensor(confidence).tolist()
+    order = sorted(range(len(truth)), key=lambda i: -sure[i])
+    if shown := [i for i in order if predicted[i] != truth[i]][:40]:
+        texts = [[(predicted[i], f" ({sure[i]:.0%})", VERMILLION), (f"is {truth[i]}", "", FAINT)] for i in shown]
+    else:
+        shown, title = order[:-13:-1], f"{title}: none; the least certain of {len(truth):,} right answers"
+        texts = [[(truth[i], f" ({sure[i]:.0%})", GREEN)] for i in shown]
+    _grid(images[shown], texts, path, title)
+
+
+def confused(card: Scorecard, images: Images, labels: Tensor, logits: Tensor, path: str | Path, title: str) -> None:
+    """The 6 most confused pairs, worst first: a row of the images taken for the other class, most confident first.
+
+    `images`, `labels` and `logits` are those that `card` judged. Nothing is written where nothing is confused.
+    """
+    pairs = card.confused(6)
+    if not pairs:
+        return
+    chosen, confidence = _chosen(pairs, labels.cpu(), logits.detach().cpu().double())
+    tiles = _tiles(images[torch.cat(chosen)], 128)
+    tall, wide = tiles.shape[1:3]
+    columns = min(max(map(len, chosen)), 1440 // (wide + GAP))
+    width, heading = max(columns * (wide + GAP) + GAP, 560), 28
+    down = heading + tall + LINE + 2 * GAP  # from row to row
+    pasted: list[tuple[np.ndarray, Place, list[Line]]] = []
+    headings: list[tuple[str, Place]] = []
+    parts = np.split(tiles, np.cumsum([len(indices) for indices in chosen])[:-1])
+    for row, (pair, indices, part) in enumerate(zip(pairs, chosen, parts, strict=True)):
+        headings.append((_heading(card.classes, pair, width - 2 * GAP), (GAP, row * down)))
+        for column, (index, tile) in enumerate(zip(indices.tolist()[:columns], part, strict=False)):
+            place = GAP + column * (wide + GAP), row * down + heading
+            pasted.append((tile, place, [(f"{confidence[index]:.0%}", "", FAINT)]))
+    _paste(path, title, (width, len(pairs) * down), pasted, headings)
+
+
+def _heading(classes: Sequence[str], pair: Pair, room: float) -> str:
+    count = f": {pair.count:,} of {pair.n:,}"
+    each = (room - text_width(f" taken for {count}", 8)) / 2
+    true, predicted = (fit(classes[label], each, 8) for label in (pair.true, pair.predicted))
+    return f"{true} taken for {predicted}{count}"
+
+
+def _chosen(pairs: Sequence[Pair], labels: Tensor, logits: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The indices of the images of each pair, 10 at most, most confident first; and every image's confidence."""
+    said, confidence = logits.argmax(1), logits.softmax(1).amax(1)
+    order = confidence.argsort(descending=True, stable=True)
+    labels, said = labels[order], said[order]
+    return [order[(labels == pair.true) & (said == pair.predicted)][:10] for pair in pairs], confidence
+
+
+def _grid(images: Tensor, texts: Sequence[Sequence[Line]], path: str | Path, title: str) -> None:
+    """Tiles in rows, pixel for pixel as the network sees them, with lines of text below each."""
+    tiles = _tiles(images, 256 if len(images) <= 6 else 128)
+    count, tall, wide, _ = tiles.shape
+    columns = _columns(count, tall / wide)
+    across, down = wide + GAP, tall + GAP + LINE * max(map(len, texts), default=0)
+    places = [(GAP + i % columns * across, i // columns * down) for i in range(count)]
+    size = max(columns * across + GAP, 420), max(GAP, math.ceil(count / columns) * down)
+    _paste(path, title, size, list(zip(tiles, places, texts, strict=True)))
+
+
+def _paste(
+    path: str | Path,
+    title: str,
+    size: tuple[int, int],
+    tiles: Sequence[tuple[np.ndarray, Place, Sequence[Line]]],
+    headings: Sequence[tuple[str, Place]] = (),
+) -> None:
+    """A page of `size` (width, height) with tiles at their places, lines of text below each, and headings."""
+    width, height = size
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    with page(path, title, width, height) as figure:
+        axes = figure.add_axes(box(figure, 0, 0, width, height))
+        axes.set_axis_off()
+        for tile, (x, y), lines in tiles:
+            tall, wide, _ = tile.shape
+            canvas[y : y + tall, x : x + wide] = tile
+            for j, (name, tail, colour) in enumerate(lines):
+                text = fit(name, wide + GAP - 4, 6.5, tail)
+                axes.text(x, y + tall + 3 + j * LINE, text, fontsize=6.5, color=colour, va="top")
+        for text, (x, y) in headings:
+            axes.text(x, y, text, fontsize=8, va="top")
+        axes.imshow(canvas, extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
+
+
+def _columns(count: int, tallness: float) -> int:
+    """How many columns: a little wider than tall, and near that the number that leaves the fewest places empty."""
+    count = max(1, count)
+    wanted = min(count, max(4, round(math.sqrt(1.4 * tallness * count))))
+    near = range(math.ceil(0.75 * wanted), min(count, math.floor(1.25 * wanted)) + 1)
+    return min(near, key=lambda columns: (-count % columns, abs(columns - wanted)))
+
+
+def _tiles(images: Tensor, wanted: int) -> np.ndarray:
+    """uint8 [n, h, w, 3] with whole pixels repeated (or, for large images, averaged) to a size that shows them."""
+    images = _unit_range(images.detach().cpu())
+    images = images if images.shape[1] == 3 else images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    longer = max(images.shape[2:])
+    scale, over = (max(1, round(wanted / longer)), 1) if longer <= 256 else (256, longer)
+    images = F.interpolate(images, [max(1, side * scale // over) for side in images.shape[2:]], mode="area")
+    return images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _unit_range(images: Tensor) -> Tensor:
+    """float32 in 0..1. Normalised images are stretched channel by channel, which undoes any normalisation."""
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    images = images.float()
+    if not images.numel() or (images.min() >= 0 and images.max() <= 1):
+        return images
+    low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp_min(1e-12)
