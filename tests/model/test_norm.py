@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weightclass.model.norm import GroupBatchNorm2d
+from weightclass.model.norm import GroupBatchNorm2d, still
 
 
 def norms(group: int | None) -> tuple[GroupBatchNorm2d, nn.BatchNorm2d]:
@@ -66,6 +66,23 @@ def test_groups_do_not_see_each_other():
 def test_evaluation_ignores_groups():
     norm, plain = norms(2)
     assert torch.equal(norm.eval()(images(7)), plain.eval()(images(7)))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_passes_that_leave_the_statistics_alone(momentum):
+    norm, _ = norms(4)
+    norm.momentum = momentum
+    expected = step(norm, images(8))
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items() if "running" in name or "num" in name}
+    norm.weight.grad = norm.bias.grad = None
+    with still(norm):
+        outcome = step(norm, images(8))
+    with pytest.raises(ZeroDivisionError), still(norm):
+        raise ZeroDivisionError(norm(images(8)))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(outcome, expected, strict=True))
+    assert all(torch.equal(norm.state_dict()[name], tensor) for name, tensor in before.items())
+    norm(images(8))
+    assert norm.num_batches_tracked == before["num_batches_tracked"] + 2  # two groups
 
 
 def test_a_last_image_alone_joins_the_group_before():

@@ -11,7 +11,7 @@ from torch import nn
 from tests.reference.plain_resnet import PlainResNet
 from weightclass import config
 from weightclass.errors import UserError
-from weightclass.model.resnet import ACTIVATIONS, ResNet, ResNetConfig, build
+from weightclass.model.resnet import ACTIVATIONS, Block, ResNet, ResNetConfig, StridedPointwise, build, group_norms
 
 CIFAR = (3, 32, 32)
 # (blocks, channels, pool, parameters): the paper's networks and the two course projects that it cites
@@ -145,6 +145,54 @@ def test_zero_init_residual_starts_as_the_shortcut():
         torch.testing.assert_close(model.get_submodule("layer1.0")(x.clone()), x)
 
 
+def trained(*, recompute, group=0, bfloat16=False, wrap=lambda model: model, **settings):
+    """Outputs, gradients and buffers after two passes; and how often a block's first convolution was computed."""
+    model = build(ResNetConfig(blocks=(2, 1), channels=(6, 8), pool="global", **settings), (3, 9, 9), 5, seed=0)
+    group_norms(model, group)
+    calls: list[int] = []
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.recompute = recompute
+            block.conv1.register_forward_hook(lambda *_: calls.append(1))
+    found = {}
+    for turn in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            found[f"logits {turn}"] = model(images(9, 3, 9, 9).contiguous(memory_format=torch.channels_last))
+        found[f"logits {turn}"].float().square().sum().backward()
+    model.eval()(images(2, 3, 9, 9)).sum().backward()
+    found |= {f"{name}.grad": p.grad for name, p in model.named_parameters()}
+    return found | dict(model.named_buffers()), len(calls)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize(
+    ("group", "tree"),
+    [(0, {}), (4, {"downsample": "maxpool"}), (0, {"norm": "none"}), (0, {"activation": "silu"})],  # 4: a group of five
+)
+def test_recomputing_blocks_changes_no_bit(group, tree, bfloat16):
+    held, once = trained(recompute=False, group=group, bfloat16=bfloat16, **tree)
+    again, twice = trained(recompute=True, group=group, bfloat16=bfloat16, **tree)
+    assert held.keys() == again.keys()
+    assert [name for name in held if not torch.equal(held[name], again[name])] == []
+    assert (once, twice) == (3 * 3, 3 * 5)  # three blocks; evaluation, the third pass, computes each once
+
+
+def test_recomputing_in_a_compiled_network():
+    graphs: list[torch.fx.GraphModule] = []
+    model = build(ResNetConfig(**SMALL), (3, 8, 8), 5, seed=0)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph, dynamic=False)
+    for recompute in (False, True):  # decided after the first compilation
+        model.load_state_dict(fresh)
+        for block in model.modules():
+            if isinstance(block, Block):
+                block.recompute = recompute
+        compiled(images(4, 3, 8, 8))
+        assert model.bn1.num_batches_tracked == model.get_submodule("layer1.0").bn1.num_batches_tracked == 1
+    checkpoints = [sum("checkpoint" in str(node.target) for node in graph.graph.nodes) for graph in graphs]
+    assert checkpoints == [0, 3]
+
+
 def test_dropout_comes_before_the_linear_layer():
     model = build(ResNetConfig(**SMALL, dropout=0.5), (3, 8, 8), 5, seed=0)
     with pytest.raises(RuntimeError, match="place"):
@@ -205,3 +253,28 @@ def test_a_pool_larger_than_the_last_map_is_refused():
 def test_images_too_small_to_halve_are_refused():
     with pytest.raises(UserError, match=r"4x9 images are too small for 4 layers: layer 4 .* 1x3; use at most 3"):
         build(ResNetConfig(pool="global"), (1, 4, 9), 10)
+
+
+# --- strided 1x1 convolutions ------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 20), st.integers(1, 5), st.integers(1, 9))
+def test_a_strided_pointwise_convolution_is_the_plain_one(inputs: int, outputs: int, side: int) -> None:
+    draw = torch.Generator().manual_seed(inputs + 100 * side)
+    images, weight = (
+        torch.randn(2, inputs, side, side, generator=draw),
+        torch.randn(outputs, inputs, 1, 1, generator=draw),
+    )
+    ours = StridedPointwise(inputs, outputs, 1, 2, bias=False)
+    ours.weight.data = weight.clone()
+    plain = images.double()[:, :, ::2, ::2].permute(0, 2, 3, 1) @ weight.double().flatten(1).T
+    torch.testing.assert_close(ours(images), plain.permute(0, 3, 1, 2).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_narrow_shortcuts_of_large_images_train_on_a_cpu() -> None:
+    """With nn.Conv2d this ends in a segmentation fault (oneDNN's issue 6035)."""
+    model = build(ResNetConfig(blocks=(1, 1), channels=(8, 16), pool="global"), (3, 64, 64), 4, seed=0)
+    assert isinstance(model.get_submodule("layer2.0.shortcut.0"), StridedPointwise)
+    images = torch.ones(16, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    model(images).sum().backward()
+    assert model.get_parameter("layer2.0.shortcut.0.weight").grad.isfinite().all()

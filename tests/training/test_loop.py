@@ -5,7 +5,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -148,6 +154,148 @@ def test_a_rate_that_is_far_too_high_is_told(tmp_path: Path) -> None:
     run = Run(Train(epochs=30, batch_size=16), optim.SGD(lr=100.0, momentum=0.99, weight_decay=1.0))
     with pytest.raises(UserError, match=r"try a third of the rate \(optimizer.lr=33\)"):
         run.fit(tmp_path)
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _small_heap() -> Iterator[None]:
+    gc.freeze()  # the loop collects garbage between its attempts: not all of torch each time
+    yield
+    gc.unfreeze()
+
+
+def scarce(run: Run, room: int, where: str = "forward") -> Callable[[int], None]:
+    """Let each pass run out of memory whose images, at four units each or one where blocks are computed twice, exceed
+    `room` units; by then it has moved the running statistics. Returns what changes the room."""
+    rooms = [room]
+
+    def fail(gradient: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def check(model: Any, _: Any, logits: Tensor) -> None:
+        if len(logits) * (1 if model.layer1[0].recompute else 4) > rooms[-1]:
+            logits.register_hook(fail) if where == "backward" else fail(logits)
+
+    run.state.model.register_forward_hook(check)
+    return rooms.append
+
+
+LADDERS = [  # (images of a step and of a group, room, norm, what is tried, where memory runs out)
+    (16, 4, 64, "batch", [], "forward"),
+    (16, 4, 16, "batch", [(8, False), (4, False)], "backward"),
+    (16, 4, 15, "batch", [(8, False), (4, False), (4, True)], "forward"),
+    (24, 8, 50, "batch", [(8, False)], "forward"),  # half of 24 would divide a group
+    (16, 0, 63, "batch", [(0, True)], "backward"),
+    (25, 0, 48, "none", [(12, False), (6, False)], "forward"),  # 12 fit, then 13 do not
+    (16, 0, 7, "none", [(8, False), (4, False), (2, False), (2, True)], "backward"),
+]
+
+
+@pytest.mark.usefixtures("_small_heap")
+@pytest.mark.parametrize(("images", "group", "room", "norm", "cuts", "where"), LADDERS)
+def test_a_step_too_large_for_memory_is_cut(
+    tmp_path: Path, images: int, group: int, room: int, norm: str, cuts: list[tuple[int, bool]], where: str
+) -> None:
+    micro, recompute = cuts[-1] if cuts else (0, False)
+    train = Train(epochs=2, batch_size=images, bn_group=group, ema=0.5)
+    twin_train = Train(epochs=2, batch_size=images, bn_group=group or micro, micro_batch=micro, ema=0.5)
+    settings: dict[str, Any] = {"dropout": 0.3, "norm": norm}
+    run, by_hand, resumed = Run(train, **settings), Run(twin_train, **settings), Run(train, **settings)
+    watchers = Watcher(), Watcher(), Watcher()
+    scarce(run, room, where)
+    assert run.fit(tmp_path / "cut", watchers[0]) is None
+    assert watchers[0].cuts == cuts
+    assert by_hand.fit(tmp_path / "by hand", watchers[1]) is None
+    assert not differing(run.tensors(), by_hand.tensors())
+    assert watchers[0].losses == watchers[1].losses
+    scarce(resumed, room, where)  # as a later sitting, which knows from the start
+    resumed.plan = replace(resumed.plan, micro_batch=micro, recompute=recompute)
+    assert resumed.fit(tmp_path / "resumed", watchers[2]) is None
+    assert watchers[2].cuts == []
+    assert not differing(run.tensors(), resumed.tensors())
+
+
+@pytest.mark.parametrize(("group", "hint"), [(0, ", train.bn_group=20 (which lets the batch be cut)"), (8, "")])
+@pytest.mark.usefixtures("_small_heap")
+def test_the_end_of_the_ladder(tmp_path: Path, group: int, hint: str) -> None:
+    run, watcher = Run(Train(batch_size=40, bn_group=group)), Watcher()
+    scarce(run, 2)
+    with pytest.raises(UserError) as caught:
+        run.fit(tmp_path, watcher)
+    cure = f"choose a smaller train.batch_size{hint} or a smaller network"
+    assert str(caught.value) == f"not enough memory for a step of 40 images: {cure}"
+    assert watcher.cuts[-1] == (group, True)
+
+
+@pytest.mark.usefixtures("_small_heap")
+def test_the_first_two_full_steps_of_a_sitting_may_be_cut(tmp_path: Path) -> None:
+    train = Train(epochs=3, batch_size=16, bn_group=4)  # steps of 16, 16 and 8 images
+    first, second, watcher = Run(train), Run(train), Watcher()
+    scarce(first, 64)
+    first.fit(tmp_path, Watcher(stop_at=2))
+    assert Keeper(tmp_path).load_latest(second.state)
+    shrink = scarce(second, 64)
+    rooms = {3: 63, 4: 31, 5: 0}  # before the second step of this sitting, a full one, the third, and the fourth
+    watcher.spoil = lambda state: shrink(rooms.get(state.step, rooms[4]))
+    with pytest.raises(
+        UserError, match=r"out of memory at step 6, though earlier steps fitted: .* the last checkpoint"
+    ):
+        second.fit(tmp_path, watcher, every=1e-9)
+    assert watcher.cuts == [(8, False), (4, False)]
+    assert max(path.name for path in tmp_path.iterdir()).startswith("000000005-")
+
+
+def test_running_out_of_memory_around_the_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Train(batch_size=16))
+    monkeypatch.setattr(run.state.optimizer, "step", lambda: torch.empty(2**60))
+    with pytest.raises(UserError, match="not enough memory for a step of 16 images"):
+        run.fit(tmp_path)
+
+
+def test_other_errors_are_not_taken_for_it(tmp_path: Path) -> None:
+    run, watcher = Run(Train(batch_size=16)), Watcher()
+    run.state.model.register_forward_hook(lambda *_: torch.ones(2, 3) @ torch.ones(2, 3))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run.fit(tmp_path, watcher)
+    assert watcher.cuts == []
+
+
+REALLY_SCARCE = """
+import resource, sys
+from pathlib import Path
+from tests.reference.tiny_run import Run, Train, Watcher, differing
+
+class Large(Run):
+    def seen(self, images, step, slots):
+        return super().seen(images, step, slots).repeat_interleave(12, 2).repeat_interleave(12, 3)
+
+def limit(room):
+    size = next(line for line in open("/proc/self/status") if line.startswith("VmSize"))
+    most = 1024 * int(size.split()[1]) + room if room else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+folder, watcher = Path(sys.argv[1]), Watcher()
+train = dict(epochs=1, batch_size=32, bn_group=2)
+Run(Train(**train)).fit(folder / "warm")
+run = Large(Train(**train))
+limit(60 * 2**20)
+run.fit(folder / "cut", watcher)
+limit(0)
+assert watcher.cuts[0] == (16, False), watcher.cuts
+twin = Large(Train(**train, micro_batch=watcher.cuts[-1][0]))
+twin.fit(folder / "by hand")
+assert not differing(run.tensors(), twin.tensors())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process to its address space")
+def test_memory_that_really_runs_out(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", REALLY_SCARCE, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, check=True, timeout=120)
 
 
 # --- the table ---------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -26,3 +29,14 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         plain = super().forward
         return torch.cat([plain(chunk) for chunk in input.split(cuts(len(input), self.group))])
+
+
+@contextmanager
+def still(module: nn.Module) -> Iterator[None]:
+    """Training passes inside leave the running statistics of `module` as they were."""
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in kept:
+            buffer.data.copy_(before)  # .data: autograd, which never reads them in training, need not know

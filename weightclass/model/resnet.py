@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from weightclass.config import Table
 from weightclass.errors import UserError
 from weightclass.model.dropout import HashDropout
 from weightclass.model.init import initialise
-from weightclass.model.norm import GroupBatchNorm2d
+from weightclass.model.norm import GroupBatchNorm2d, still
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
 
@@ -98,6 +100,9 @@ class Block(nn.Module):
     The shortcut is a projection where the map or the width changes, whichever way the map is halved.
     """
 
+    recompute: bool = False
+    """In training, hold only the input for the backward pass and compute the rest again there: the same numbers."""
+
     def __init__(self, config: ResNetConfig, inputs: int, outputs: int, kernel: int, skip_kernel: int, *, halve: bool):
         super().__init__()
         conv, norm = _layers(config)
@@ -112,10 +117,30 @@ class Block(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
+        if not (self.recompute and self.training):
+            return self._compute(x)
+        # A compiled graph moves the running statistics once however often it computes, and takes no contexts.
+        contexts: dict[str, Any] = {"context_fn": lambda: (nullcontext(), still(self))}
+        contexts = {} if torch.compiler.is_compiling() else contexts
+        return checkpoint(self._compute, x, use_reentrant=False, preserve_rng_state=False, **contexts)
+
+    def _compute(self, x: Tensor) -> Tensor:
         x = self.shrink(x)
         y = self.bn2(self.conv2(self.activation(self.bn1(self.conv1(x)))))
         y += self.shortcut(x)
         return self.activation(y)
+
+
+class StridedPointwise(nn.Conv2d):
+    """A strided 1x1 convolution as a choice of pixels and a dense one: the same numbers.
+
+    oneDNN's own kernel writes beyond its workspace, and so crashes, where a vector holds more channels than there are
+    (channels last, backward, CPU; its issue 6035).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        down, right = self.stride
+        return F.conv2d(input[:, :, ::down, ::right], self.weight, self.bias)
 
 
 def _layers(config: ResNetConfig) -> tuple[Callable[..., nn.Module], Callable[[int], nn.Module]]:
@@ -123,7 +148,8 @@ def _layers(config: ResNetConfig) -> tuple[Callable[..., nn.Module], Callable[[i
     normed = config.norm == "batch"
 
     def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
-        return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=not normed)
+        kind = StridedPointwise if kernel == 1 < stride and inputs < 16 else nn.Conv2d
+        return kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=not normed)
 
     return conv, GroupBatchNorm2d if normed else lambda channels: nn.Identity()
 

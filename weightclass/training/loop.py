@@ -2,14 +2,15 @@
 
 One step is one *global* batch. Micro-batches (and, later, ranks) only cut it: every image keeps its slot, batch
 statistics are taken over groups of `bn_group` images in their order, and gradients are weighted by images, so the step
-is the same.
+is the same. So a step that does not fit into memory is cut, and stays the step that was asked for.
 """
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from weightclass import seeding
 from weightclass.batching import cuts
 from weightclass.config import Table
+from weightclass.device import out_of_memory
 from weightclass.errors import UserError
 from weightclass.training.averaging import Average
 from weightclass.training.checkpoint import Keeper
@@ -36,9 +38,9 @@ class Train(Table):
     batch_size: Annotated[int, Meta(ge=2, le=1_000_000)] = 128
     """Images a step, over all micro-batches."""
     micro_batch: Count = 0
-    """Images a forward pass; 0: the whole batch. Saves memory, changes nothing else."""
+    """Images a forward pass; 0: the whole batch, or what of it fits. Saves memory, changes nothing else."""
     bn_group: Count = 0
-    """Images that share their batch statistics; 0: the whole batch."""
+    """Images that share their batch statistics, which no forward pass may divide; 0: the whole batch."""
     drop_last: bool = False
     """Leave out an epoch's last, smaller batch."""
     label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
@@ -101,6 +103,10 @@ class Plan:
     device: torch.device
     precision: str = "float32"
     compile: bool = False
+    micro_batch: int = 0
+    """Images a forward pass; 0: as `train` says."""
+    recompute: bool = False
+    """Compute the blocks (modules that have such an attribute) again in the backward pass instead of holding them."""
 
     @property
     def steps(self) -> int:
@@ -120,14 +126,36 @@ class Watcher(Protocol):
     def should_stop(self, keeper: Keeper) -> str | None:
         """A reason to save and stop now, or None."""
 
+    def cut(self, plan: Plan) -> None:
+        """Memory ran out in the first steps, and `plan` is what is tried next: the same step in smaller pieces."""
+
 
 def fit(
     state: State, plan: Plan, batches: Callable[[int, int], Iterator[Batch]], keeper: Keeper, watcher: Watcher
 ) -> str | None:
     """Train `state` from wherever it stands to the plan's end; returns why it stopped early, or None.
 
-    `batches(epoch, first)` yields the batches of one epoch from its step `first` on.
+    `batches(epoch, first)` yields the batches of one epoch from its step `first` on. Raises UserError where a diverged
+    or too large a training cannot go on.
     """
+    start = state.step
+    try:
+        return _epochs(state, plan, batches, keeper, watcher)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        if state.step == start:
+            raise _too_large(plan) from None
+        raise UserError(
+            f"out of memory at step {state.step + 1:,}, though earlier steps fitted: something else has taken the "
+            "memory; free it, and the same command continues from the last checkpoint"
+        ) from None
+
+
+def _epochs(
+    state: State, plan: Plan, batches: Callable[[int, int], Iterator[Batch]], keeper: Keeper, watcher: Watcher
+) -> str | None:
+    fitted: list[int] = []  # images of the steps that were run carefully
     # dynamic=False: an epoch's short last batch gets a graph of its own, and a resumed run the same ones
     forward = torch.compile(state.model, dynamic=False) if plan.compile else state.model
     while state.step < plan.steps:
@@ -136,7 +164,11 @@ def fit(
         asked = time.perf_counter()
         for batch in batches(epoch, first):
             waited = time.perf_counter() - asked
-            training_step(state, plan, batch, forward)
+            if sum(images >= len(batch.labels) for images in fitted) < 2:  # the optimizer's state comes with the first
+                plan = careful_step(state, plan, batch, forward, watcher)
+                fitted.append(len(batch.labels))
+            else:
+                training_step(state, plan, batch, forward)
             watcher.stepped(state, len(batch.labels), waited)
             # An epoch's last step is saved after its record is written, so a record is never lost or doubled.
             if state.step % plan.steps_per_epoch:
@@ -160,20 +192,29 @@ def fit(
 
 
 def training_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor]) -> None:
-    """One optimizer step on one global batch, through as many forward passes as `micro_batch` asks."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = plan.rate(state.step)
+    """One optimizer step on one global batch."""
+    _gradients(state, plan, batch, forward)
+    _update(state, plan)
+
+
+def _gradients(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor]) -> None:
+    """Those of the batch's mean loss, through as many forward passes as `micro_batch` asks."""
     state.optimizer.zero_grad(set_to_none=True)
-    sizes = cuts(len(batch.labels), plan.train.micro_batch)
+    sizes = cuts(len(batch.labels), plan.micro_batch or plan.train.micro_batch)
     parts = zip(*(whole.split(sizes) for whole in (batch.images, batch.labels, batch.slots)), strict=True)
     for images, labels, slots in parts:
-        _place(state.model, seeding.key(plan.train.seed, "dropout", state.step), slots)
+        _prepare(state.model, plan, seeding.key(plan.train.seed, "dropout", state.step), slots)
         with torch.autocast(plan.device.type, dtype=torch.bfloat16, enabled=plan.precision == "bfloat16"):
             logits = forward(images)
         loss = cross_entropy(logits, labels, plan.train.label_smoothing)
         share = len(labels) / len(batch.labels)
         (loss * share).backward()
         _add_up(state.sums, loss, logits, labels)
+
+
+def _update(state: State, plan: Plan) -> None:
+    for group in state.optimizer.param_groups:
+        group["lr"] = plan.rate(state.step)
     state.optimizer.step()
     state.step += 1
     if state.average:
@@ -187,11 +228,65 @@ def _add_up(sums: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
     sums[2] += len(labels)
 
 
-def _place(model: nn.Module, key: int, slots: Tensor) -> None:
-    """Tell the layers that draw (dropout) where and when they are."""
+def _prepare(model: nn.Module, plan: Plan, key: int, slots: Tensor) -> None:
+    """Tell the layers that draw (dropout) where and when they are, and the blocks whether to recompute."""
     for module in model.modules():
         if place := getattr(module, "place", None):
             place(key, slots)
+        if hasattr(module, "recompute"):
+            module.recompute = plan.recompute  # type: ignore[assignment]
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+def careful_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor], watcher: Watcher) -> Plan:
+    """A `training_step` that is tried again in smaller pieces while memory runs out; returns the plan that fitted."""
+    moved = [state.sums, *state.model.buffers()]
+    before = [tensor.clone() for tensor in moved]
+    while not _fits(state, plan, batch, forward):
+        for tensor, value in zip(moved, before, strict=True):
+            tensor.copy_(value)
+        gc.collect()
+        if plan.device.type != "cpu":
+            torch.get_device_module(plan.device).empty_cache()
+        plan = _cheaper(plan, state.model, len(batch.labels))
+        watcher.cut(plan)
+    _update(state, plan)
+    return plan
+
+
+def _fits(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor]) -> bool:
+    """Compute the gradients; False where memory ran out. What the attempt held goes with its error, so on return."""
+    try:
+        _gradients(state, plan, batch, forward)
+    except Exception as error:
+        if out_of_memory(error):
+            return False
+        raise
+    return True
+
+
+def _cheaper(plan: Plan, model: nn.Module, images: int) -> Plan:
+    """The next plan for a batch of `images`: half the micro-batch, in whole groups of batch norm where the network has
+    any; then blocks computed twice, which is a third more work. Raises UserError where neither is left."""
+    normed = any(name.endswith("running_mean") for name, _ in model.named_buffers())
+    group = (plan.train.bn_group or images) if normed else 2
+    micro = min(plan.micro_batch or plan.train.micro_batch or images, images)
+    smaller = max(micro // 2 // group * group, group)
+    if smaller < micro:
+        return replace(plan, micro_batch=smaller)
+    if not plan.recompute and any(hasattr(module, "recompute") for module in model.modules()):
+        return replace(plan, recompute=True)
+    divisor = next((size for size in range(32, 7, -1) if plan.train.batch_size % size == 0), group)
+    raise _too_large(plan, f", train.bn_group={divisor} (which lets the batch be cut)" if divisor < group else "")
+
+
+def _too_large(plan: Plan, cure: str = "") -> UserError:
+    size = plan.train.batch_size
+    return UserError(
+        f"not enough memory for a step of {size:,} images: choose a smaller train.batch_size{cure} or a smaller network"
+    )
 
 
 def check_finite(state: State, plan: Plan) -> None:
