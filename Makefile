@@ -2,11 +2,16 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+EXTRAS ?=
+DATA ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Opening a text file without naming its encoding fails a test (pyproject.toml, filterwarnings), not a program it starts.
+ENCODING := PYTHONWARNDEFAULTENCODING=1 PYTHONWARNINGS=ignore::EncodingWarning
+TEST := OMP_NUM_THREADS=1 $(ENCODING) $(BIN)/python -m pytest --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench clean
+.PHONY: help setup demo test test-slow check bench bundle clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -33,14 +38,17 @@ check: setup ## Lint, formatting, types, dependencies
 	@$(BIN)/deptry weightclass
 
 test: check ## Check, then the fast tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n 2
+	@$(TEST) -n 2
 
 test-slow: setup ## The tests that take longer (real data through WEIGHTCLASS_DATA)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -m slow || test $$? -eq 5 # 5: there are none
+	@$(TEST) -m slow || test $$? -eq 5 # 5: there are none
 
 bench: setup ## Run every benchmark
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
+bundle: setup ## Pack all for a machine without internet (docs/offline.md; EXTRAS=dev, DATA=no)
+	@$(BIN)/python -m tools.bundle --extras "$(EXTRAS)" --torch-index "$(TORCH_INDEX)" $(if $(filter no,$(DATA)),--no-data)
+
 clean: ## Remove caches and build output; .venv and runs stay
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
