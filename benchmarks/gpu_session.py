@@ -230,13 +230,13 @@ def matmul_peak(side: int = 8192, products: int = 10) -> float:
 
 def load_splits(data: Path | None) -> Any:
     """CIFAR-10 in `data`; without it made-up images, which train as fast."""
-    from weightclass.data import sources
+    from weightclass.data import cifar, sources
     from weightclass.data.dataset import Dataset
 
     if data:
         return sources.load(sources.Data(name="cifar10", path=str(data)))
     images = torch.randint(0, 256, (10_000, 3, 32, 32), dtype=torch.uint8)
-    made_up = Dataset(images, torch.arange(len(images)) % 10, sources.CLASSES)
+    made_up = Dataset(images, torch.arange(len(images)) % 10, cifar.CIFAR10.names)
     return sources.Splits(made_up, None, made_up)
 
 
@@ -345,7 +345,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 # --- smoke -------------------------------------------------------------------------------------------------
 
-NEEDED = ("torch", "numpy", "safetensors", "msgspec", "tomli-w", "tyro", "filelock", "rich", "pooch", "matplotlib")
+NEEDED = ("torch", "numpy", "safetensors", "msgspec", "tomli-w", "click", "filelock", "rich", "pooch", "matplotlib")
 NEEDED += ("scikit-learn",)
 
 

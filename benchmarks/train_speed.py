@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from weightclass import recipe
-from weightclass.data import sources
+from weightclass.data import cifar, sources
 from weightclass.data.dataset import Dataset
 from weightclass.data.sources import Splits
 from weightclass.session import Session
@@ -291,7 +291,7 @@ def load_splits() -> tuple[Splits, str]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10_000, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.arange(10_000) % 10
-    made_up = Dataset(images, labels, sources.CLASSES)
+    made_up = Dataset(images, labels, cifar.CIFAR10.names)
     return Splits(made_up, None, made_up.subset(torch.arange(100))), "random images"
 
 

@@ -88,7 +88,7 @@ def test_weigh_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of(*verb, "--help") == 0
     out = capsys.readouterr().out
-    assert "usage: weightclass" in out
+    assert "Usage: weightclass" in out
     assert all(word in out for word in {(): ("train", "eval", "weigh")}.get(tuple(verb), ("--help",)))
 
 
@@ -141,7 +141,7 @@ def test_over_budget_shows_the_table(capsys: pytest.CaptureFixture[str]) -> None
     [
         ("tarin quickstart", "tarin"),
         ("train quickstart --fast", "--fast"),
-        ("eval", "a finished run's folder"),
+        ("eval", "Missing argument 'MODEL'"),
         ("", "train"),
     ],
 )
@@ -165,7 +165,7 @@ def weightclass(where: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "weightclass", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=where, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, cwd=where, env=environment, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")

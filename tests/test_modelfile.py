@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -62,7 +64,27 @@ def test_logits_are_those_of_the_normalised_images() -> None:
     with torch.no_grad():
         expected = model.network((pictures().float() / 255 - 0.3) / 0.2)
     torch.testing.assert_close(model.logits(pictures()), expected, rtol=1e-4, atol=1e-5)
-    assert model.predict(pictures()) == [CLASSES[i] for i in expected.argmax(1).tolist()]
+    answers = model.predict(pictures(), top=3)
+    assert [answer.label for answer in answers] == [CLASSES[i] for i in expected.argmax(1).tolist()]
+    for answer, row in zip(answers, expected.softmax(1), strict=True):
+        best = sorted(zip(row.tolist(), CLASSES, strict=True), reverse=True)[:3]
+        assert [label for label, _ in answer.top] == [label for _, label in best]
+        assert [share for _, share in answer.top] == pytest.approx([share for share, _ in best], abs=1e-5)
+        assert answer.top[0] == (answer.label, answer.confidence)
+
+
+def test_pictures_of_any_kind_and_size_are_read(tmp_path: Path) -> None:
+    model, array = made_up(), np.arange(400, dtype=np.int64).reshape(20, 20).astype(np.uint8)
+    picture = Image.fromarray(array)
+    picture.save(tmp_path / "one.png")
+    answers = model.predict([array, picture, tmp_path / "one.png", str(tmp_path / "one.png"), np.dstack([array] * 3)])
+    assert len({answer.label for answer in answers}) == 1
+    assert torch.equal(model.read(picture), model.read(array))
+    assert not torch.equal(model.read(picture, "pad"), model.read(np.ascontiguousarray(array[:, :9]), "pad"))
+
+
+def test_there_are_no_more_answers_than_classes() -> None:
+    assert len(made_up().predict(pictures(1), top=99)[0].top) == 10
 
 
 @pytest.mark.parametrize("images", [pictures().float(), pictures()[:, :, :7], pictures().expand(-1, 3, -1, -1)])
@@ -95,9 +117,30 @@ def test_a_truncated_file(path: Path, keep: float) -> None:
 
 
 def test_somebody_elses_safetensors(path: Path) -> None:
-    refused(changed(path, format="pt"), r"its header is not weightclass/1")
-    save_file(load_file(path), path)
-    refused(path, r"its header is not weightclass/1")
+    refused(changed(path, format="weightclass/2"), r"its format is weightclass/2, this version reads weightclass/1")
+    save_file(load_file(path), path, {"format": "pt"})
+    refused(path, r"does not say how its images were normalised: give --mean and --std with 1 number")
+
+
+def test_published_weights_load_with_what_is_said_of_them(tmp_path: Path) -> None:
+    settings = recipe.load("small-cpu").recipe
+    network = resnet.build(settings.model, (3, 32, 32), 10, seed=3).eval()
+    torch.save({"net": {f"module.{name}": tensor for name, tensor in network.state_dict().items()}}, tmp_path / "a.pth")
+    model = wc.load(tmp_path / "a.pth", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    assert (model.name, model.classes[3], model.image_shape) == ("a", "cat", (3, 32, 32))
+    assert (model.recipe.model, model.recipe.data.name) == (settings.model, "cifar10")
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    with torch.no_grad():
+        expected = network((images / 255 - mean) / std)
+    torch.testing.assert_close(model.logits(images), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match=r"augment|std|--mean"):
+        wc.load(tmp_path / "a.pth", mean=(0.5,) * 3, std=(0.0,) * 3)
+
+
+def test_our_own_files_say_themselves_how_images_are_prepared(path: Path) -> None:
+    with pytest.raises(UserError, match=r"leave out --mean, --std, --pool and --size"):
+        wc.load(path, mean=(0.5,), std=(0.5,))
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,27 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from weightclass import config, recipe, run
 from weightclass.errors import UserError
 from weightclass.recipe import Recipe
 from weightclass.training.optim import AdamW
 
-PARAMS = {"paper-97": 4_978_810, "small-cpu": 701_466, "quickstart": 77_754}
+PARAMS = {"folder": 700_434, "paper-97": 4_978_810, "small-cpu": 701_466, "quickstart": 77_754}
+
+
+@pytest.fixture(autouse=True)
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `folder` needs to be weighed: data.path=pictures."""
+    monkeypatch.chdir(tmp_path)
+    for label in "ab":
+        Path("pictures", label).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(Path("pictures", label, "0.png"))
+
+
+def settings(name: str) -> list[str]:
+    return ["data.path=pictures"] if name == "folder" else []
 
 
 def written(folder: Path, name: str, text: str) -> str:
@@ -27,7 +41,7 @@ def test_every_shipped_recipe_is_known_here() -> None:
 @pytest.mark.parametrize("name", PARAMS)
 def test_a_shipped_recipe_loads_and_weighs_what_it_should(name: str) -> None:
     named = recipe.load(name)
-    weights = run.weigh(name)  # refuses what is over its budget
+    weights = run.weigh(name, *settings(name))  # refuses what is over its budget
     assert (named.name, named.overrides, weights.params) == (name, (), PARAMS[name])
     limit = named.recipe.budget.limit("params")
     assert limit is not None
@@ -70,7 +84,7 @@ def test_one_level_of_base_only(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("quikstart", r"no recipe is called 'quikstart': did you mean quickstart\? \(or a path ending in .toml\)"),
-        ("zzz", "choose from paper-97, quickstart, small-cpu"),
+        ("zzz", "choose from folder, paper-97, quickstart, small-cpu"),
         ("", "no recipe is called ''"),
         ("absent.toml", "recipe absent.toml: cannot be read: No such file or directory"),
         ("some/where", "recipe some/where: cannot be read"),

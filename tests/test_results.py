@@ -20,8 +20,12 @@ FACTS = {
     "correct": 3,
     "accuracy": 0.75,
     "interval": [0.3006, 0.9544],
+    "top5": None,
     "nll": 0.8,
-    "per_class": {name: {"accuracy": accuracy, "n": n} for name, (accuracy, n) in CLASSES.items()},
+    "ece": 0.1,
+    "bins": [],
+    "macro": {"n": 4, "precision": 0.5, "recall": 0.8, "f1": 0.6},
+    "per_class": {name: {"n": n, "precision": 0.5, "recall": share, "f1": 0.5} for name, (share, n) in CLASSES.items()},
     "confusion": [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]],
 }
 CARD = msgspec.convert(FACTS, Scorecard)
@@ -61,7 +65,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert results.read(tmp_path) == RESULT
     tree = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert list(tree) == list(Result.__struct_fields__)
-    assert tree["scorecard"]["per_class"]["née"] == {"accuracy": 1.0, "n": 1}
+    assert tree["scorecard"]["per_class"]["née"] == {"n": 1, "precision": 0.5, "recall": 1.0, "f1": 0.5}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"name": "a"}', b'{"split": "train"}'])

@@ -68,7 +68,7 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 
 
 def test_the_folder_holds_the_whole_run(finished: Path) -> None:
-    pictures = {"curves.png", "confusion.png", "mistakes.png", "samples.png"}
+    pictures = {f"{name}.png" for name in ("curves", "confusion", "reliability", "confused", "mistakes", "samples")}
     texts = {"recipe.toml", "environment.json", "metrics.jsonl", "result.json", "test_readings.jsonl"}
     assert set(content(finished)) == pictures | texts | {"model.safetensors"}  # and no checkpoint folder
     assert all(content(finished)[name].startswith(b"\x89PNG\r\n\x1a\n") for name in pictures)
@@ -95,7 +95,14 @@ def test_the_result_tells_of_the_run(finished: Path) -> None:
     assert facts["train_pflops"] == pytest.approx(6 * weights.macs * 130 * EPOCHS / 1e15)
     assert facts["seconds"] > 0
     decided = json.loads((finished / "environment.json").read_text(encoding="utf-8"))["decisions"]
-    assert decided == {"device": "cpu", "threads": 1, "precision": "float32", "compile": False}
+    assert decided == {
+        "device": "cpu",
+        "threads": 1,
+        "precision": "float32",
+        "compile": False,
+        "micro_batch": 0,
+        "recompute": False,
+    }
 
 
 def test_the_model_file_alone_gives_the_same_accuracy(finished: Path, tmp_path: Path) -> None:
@@ -269,7 +276,8 @@ def test_the_public_functions_stay_functions() -> None:
         parts = path.relative_to(package).with_suffix("").parts
         if parts[-1] not in ("__init__", "__main__"):
             importlib.import_module(".".join(["weightclass", *parts]))
-    assert wc.evaluate.__module__ == wc.train.__module__ == wc.weigh.__module__ == "weightclass.run"
+    assert wc.evaluate.__module__ == "weightclass.judge"
+    assert wc.train.__module__ == wc.weigh.__module__ == "weightclass.run"
     assert wc.load.__module__ == "weightclass.modelfile"
     assert wc.UserError is UserError
     with pytest.raises(AttributeError, match="no attribute 'trian'"):

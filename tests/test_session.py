@@ -21,7 +21,8 @@ TINY = (
 
 def sit(folder: Path, *overrides: str) -> Session:
     named = recipe.load("quickstart", *TINY, *overrides)
-    return Session(named, recipe.weigh(named.recipe), sources.load(named.recipe.data), folder, quiet=True)
+    found = sources.find(named.recipe.data)
+    return Session(named, recipe.weigh(named.recipe, found), found.load(None), folder, quiet=True)
 
 
 def test_batches_from_any_step_on_are_those_of_the_whole_epoch(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import weightclass as wc
 outcome = wc.train("quickstart", "train.epochs=10")
 weights = wc.weigh("paper-97")
-model = wc.load(outcome.folder)
+answers = wc.load(outcome.folder).predict(["cat.jpg", "dog.jpg"])
+card = wc.evaluate(outcome.folder)
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ __all__ = ["UserError", "evaluate", "load", "train", "weigh"]
 
 if TYPE_CHECKING:
     from weightclass.errors import UserError
+    from weightclass.judge import evaluate
     from weightclass.modelfile import load
-    from weightclass.run import evaluate, train, weigh
+    from weightclass.run import train, weigh
 
-_HOME = {"UserError": "errors", "load": "modelfile", "train": "run", "evaluate": "run", "weigh": "run"}
+_HOME = {"UserError": "errors", "load": "modelfile", "train": "run", "evaluate": "judge", "weigh": "run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,62 +6,145 @@ import io
 import re
 import sys
 import time
-from typing import Annotated, Literal
+from typing import Any
 
-import tyro
-from tyro.conf import Positional, arg
+import click
 
 from weightclass.errors import UserError
 
 _STARTED = time.monotonic()
 _SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
-_VALUED = {"--out", "--time-limit", "--draw"}  # of the verbs with settings: the word after them is theirs
-
-Recipe = Annotated[Positional[str], arg(help="a recipe's name, or a .toml file", metavar="RECIPE")]
-Overrides = Annotated[
-    Positional[tuple[str, ...]], arg(help="settings, such as train.epochs=30", metavar="table.key=value")
-]
 
 
-def _train(
-    recipe: Recipe = "quickstart",
-    overrides: Overrides = (),
-    *,
-    out: Annotated[str, arg(help="where the run folders go")] = "runs",
-    time_limit: Annotated[str, arg(help="save and stop in time: 90s, 9m, 1.5h")] = "",
-    quiet: Annotated[bool, arg(help="print nothing but errors")] = False,
-) -> int:
-    """Train a recipe. The same command again continues a stopped run."""
+class Numbers(click.ParamType):
+    """`0.5,0.5,0.5`"""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0.5,0.5,0.5", param, ctx)
+
+
+def _several(*options: Any) -> Any:
+    """Options that several verbs share, as one decorator."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_device = click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu")
+_published = _several(
+    click.option("--mean", type=Numbers(), default=(), help="of a published checkpoint's images, as 0.5,0.5,0.5"),
+    click.option("--std", type=Numbers(), default=(), help="the same"),
+    click.option("--pool", default="", help="its pool, such as avg(4), where its weights leave that open"),
+    click.option("--size", type=click.IntRange(1, 4096), help="height and width of its images  [default: 32]"),
+)
+_recipe = click.argument("words", nargs=-1, metavar="[RECIPE] [table.key=value]...")
+
+
+class Verbs(click.Group):
+    """In the order of the journey; an unknown verb gets its near miss."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from weightclass.config import near_miss
+
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            raise UserError(f"no command is called {args[0]!r}{near_miss(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="weightclass")
+def cli() -> None:
+    """The strongest image classifier under a parameter budget, proven, and shipped to a small device."""
+
+
+@cli.command()
+@_recipe
+@click.option("--out", default="runs", show_default=True, help="where the run folders go")
+@click.option("--time-limit", default="", help="save and stop in time: 90s, 9m, 1.5h")
+@click.option("--quiet", is_flag=True, help="print nothing but errors")
+def train(words: tuple[str, ...], out: str, time_limit: str, quiet: bool) -> int:
+    """Train a recipe (default: quickstart). The same command again continues a stopped run.
+
+    RECIPE is a name or a .toml file; settings such as train.epochs=30 change it.
+    """
     from weightclass import run
     from weightclass.config import parse_duration
     from weightclass.stopping import EXIT_CODES
 
+    name, settings = _sorted(words)
     limit = parse_duration(time_limit) - (time.monotonic() - _STARTED) if time_limit else None
-    outcome = run.train(recipe, *overrides, out=out, time_limit=limit, quiet=quiet)
+    outcome = run.train(name, *settings, out=out, time_limit=limit, quiet=quiet)
     return EXIT_CODES[outcome.stopped] if outcome.stopped else 0
 
 
-def _eval(
-    model: Annotated[Positional[str], arg(help="a finished run's folder, or a model file")],
-    *,
-    split: Annotated[Literal["test", "validation", "train"], arg(help="which images to score")] = "test",
-    data_path: Annotated[str, arg(help="where the data lies, if not where the recipe says")] = "",
+@cli.command("eval")
+@click.argument("model")
+@click.option("--split", default="", help="test, validation or train  [default: test, where there is one]")
+@click.option("--data", default="", help="other images: a folder of class folders, or cifar10, cifar100, digits")
+@click.option("--data-path", default="", help="where the data lies, if not where the recipe says")
+@click.option("--views", is_flag=True, help="also with test-time views (mirrored, shifted), reported apart")
+@click.option("--save", default="", metavar="FOLDER", help="draw confusions, calibration and mistakes there")
+@_device
+@_published
+def evaluate(
+    model: str, split: str, data: str, data_path: str, views: bool, save: str, device: str, **said: Any
 ) -> int:
-    """Score a trained model: accuracy with its interval, likelihood, classes, confusions."""
-    from weightclass import run
+    """Score MODEL: a finished run's folder, its model file, or a published CIFAR-ResNet's state dict."""
+    from weightclass import judge, modelfile
     from weightclass.evaluation import metrics
-    from weightclass.runlog import console
+    from weightclass.runlog import console, working
 
-    console().print(metrics.table(run.evaluate(model, split, data_path)))
+    classifier = modelfile.load(model, device, **said)
+    with working("judging") as progress:
+        cards = judge.scorecards(classifier, split, data, data_path, views=views, save=save, progress=progress)
+    console().print(metrics.table(cards.pop(judge.PLAIN), cards))
+    if save:
+        console().print(f"\npictures in {save}", markup=False)
     return 0
 
 
-def _weigh(
-    recipe: Recipe = "quickstart",
-    overrides: Overrides = (),
-    *,
-    draw: Annotated[str, arg(help="save a drawing of the network as this .png")] = "",
+@cli.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="how many classes to name")
+@click.option("--csv", default="", metavar="FILE", help="write id,label,confidence there")
+@click.option("--json", "jsonl", default="", metavar="FILE", help="write one JSON object a line there")
+@click.option("--fit", help="crop, pad or squash pictures into the model's shape  [default: the model's]")
+@_device
+@_published
+def predict(
+    model: str, images: tuple[str, ...], top: int, csv: str, jsonl: str, fit: Any, device: str, **said: Any
 ) -> int:
+    """Name what is on IMAGES: files, folders (all pictures below), or CIFAR batches (python or binary)."""
+    from weightclass import judge, modelfile
+    from weightclass.runlog import console, left_out, working
+
+    classifier = modelfile.load(model, device, **said)
+    with working("predicting") as progress:
+        answers, broken = judge.predict(classifier, images, top, fit, progress)
+    judge.write(answers, csv, jsonl)
+    for line in left_out(broken):
+        print(line, file=sys.stderr)
+    console().print(judge.table(answers, csv or jsonl), markup=False)
+    return 0
+
+
+@cli.command()
+@_recipe
+@click.option("--draw", default="", metavar="FILE", help="save a drawing of the network as this .png")
+def weigh(words: tuple[str, ...], draw: str) -> int:
     """Weigh a recipe's network against its budget: parameters, MACs, bytes, activations."""
     from weightclass import run
     from weightclass.model import budget
@@ -69,40 +152,40 @@ def _weigh(
 
     if draw and not draw.endswith(".png"):
         raise UserError(f"--draw {draw}: name a .png file")
-    weights = run.weigh(recipe, *overrides)
+    name, settings = _sorted(words)
+    weights = run.weigh(name, *settings)
     out = console()
     out.print(budget.table(weights, narrow=out.width < 112))
     if draw:
         from weightclass.model.draw import draw as draw_network
 
-        draw_network(weights, draw, " ".join([recipe, *overrides]))
+        draw_network(weights, draw, " ".join([name, *settings]))
         out.print(f"drawn in {draw}", markup=False)
     return 0
 
 
-def _in_order(args: list[str]) -> list[str]:
-    """Recipe and settings may stand anywhere, the recipe be left out; in tyro's order they come before the options."""
-    if args[:1] not in (["train"], ["weigh"]):
-        return args
-    settings = [word for word in args if _SETTING.match(word)]
-    rest = [word for word in args[1:] if not _SETTING.match(word)]
-    before = ["", *rest]
-    bare = [i for i, word in enumerate(rest) if word[:1] != "-" and before[i] not in _VALUED]
-    named = [rest.pop(bare[0])] if bare else ["quickstart"] * bool(settings)
-    return [args[0], *named, *settings, *rest]
+def _sorted(words: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The recipe, which may be left out, and the settings; they may stand in any order."""
+    names = [word for word in words if not _SETTING.match(word)] or ["quickstart"]
+    if len(names) > 1:
+        raise UserError(f"two recipes, {names[0]!r} and {names[1]!r}: name one; a setting is table.key=value")
+    return names[0], [word for word in words if _SETTING.match(word)]
 
 
 def main(args: list[str] | None = None) -> None:
     """Parse, run, and turn a user's mistake into one line on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):  # a Windows code page may lack the bars of a table
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    words = _in_order(sys.argv[1:] if args is None else args)
-    verbs = {"train": _train, "eval": _eval, "weigh": _weigh}
+            stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        sys.exit(tyro.extras.subcommand_cli_from_dict(verbs, prog="weightclass", args=words))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.exit(cli.main(sys.argv[1:] if args is None else args, "weightclass", standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (UserError, click.ClickException) as error:
+        help_ = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        print(f"error: {message.rstrip('.') if help_ else message}{help_}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
         sys.exit(130)

@@ -1,31 +1,50 @@
 """One file is one model: weights as safetensors, and in its header all that is needed to use them.
 
 The header carries the recipe (TOML), class names, normalisation, image shape and the scorecard's headline, so that a
-`model.safetensors` found anywhere can be loaded, judged and traced back.
+`model.safetensors` found anywhere can be loaded, judged and traced back. Other people's weights load too; what they do
+not say about themselves, whoever loads them has to.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from msgspec import structs
 from torch import Tensor, nn
 
 from weightclass import config
 from weightclass.augment.ops import normalise
+from weightclass.augment.pipeline import Augment
+from weightclass.data import images
+from weightclass.data.images import Fit
+from weightclass.data.sources import CIFARS, Data
+from weightclass.data.store import Stored
 from weightclass.device import available
 from weightclass.errors import UserError
 from weightclass.evaluation import predict
+from weightclass.evaluation.views import Views, once
 from weightclass.files import atomic_write
-from weightclass.model import resnet
+from weightclass.model import published, resnet
 from weightclass.recipe import Recipe
 
 FORMAT = "weightclass/1"
 FILE_NAME = "model.safetensors"
+Progress = Callable[[int, int], object]
+
+
+class Prediction(NamedTuple):
+    """A network's answer for one picture: the likeliest class, its probability in 0..1, and the next likeliest too."""
+
+    label: str
+    confidence: float
+    top: tuple[tuple[str, float], ...]
+    """(label, confidence), likeliest first; as many as were asked for."""
 
 
 @dataclass
@@ -42,19 +61,47 @@ class Classifier:
     facts: dict[str, Any]
     path: Path | None = None
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits float32 [n, classes] of uint8 images [n, C, H, W] in the network's own size."""
+    def logits(self, pixels: Tensor | Stored, views: Views = once, progress: Progress | None = None) -> Tensor:
+        """Logits float32 [n, classes] on the CPU, of uint8 `pixels` [n, C, H, W] in the network's own size."""
         device = next(self.network.parameters()).device
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != self.image_shape:
             raise UserError(
-                f"this model takes uint8 images {self.image_shape}, got {images.dtype} {tuple(images.shape[1:])}"
+                f"this model takes uint8 images {self.image_shape}, got {pixels.dtype} {tuple(pixels.shape[1:])}"
             )
         mean, std = (torch.tensor(values, device=device) for values in (self.mean, self.std))
-        return predict.logits(self.network, images.to(device), lambda x: normalise(x, mean, std))
+        return predict.logits(
+            self.network, pixels, lambda x: normalise(x, mean, std), views=views, progress=progress
+        ).cpu()
 
-    def predict(self, images: Tensor) -> list[str]:
-        """The name of the likeliest class of each uint8 image [n, C, H, W]."""
-        return [self.classes[index] for index in self.logits(images).argmax(1).tolist()]
+    def predict(self, pictures: Tensor | Sequence[Any], top: int = 1) -> list[Prediction]:
+        """The `top` likeliest classes of each picture.
+
+        `pictures` is uint8 [n, C, H, W] in the network's own size, or a list of pictures of any size: paths, Pillow
+        images, or uint8 arrays [height, width] or [height, width, 3].
+        """
+        if not isinstance(pictures, Tensor):
+            pictures = torch.stack([self.read(picture) for picture in pictures])
+        return answers(self.logits(pictures), self.classes, top)
+
+    def read(self, picture: Any, fit: Fit | None = None) -> Tensor:
+        """One picture as uint8 [C, H, W], made to fit as the training images were (or as `fit` says)."""
+        if isinstance(picture, np.ndarray):
+            from PIL import Image
+
+            picture = Image.fromarray(picture)
+        return torch.from_numpy(images.read(picture, self.image_shape, fit or self.recipe.data.fit))
+
+
+def answers(logits: Tensor, classes: Sequence[str], top: int = 1) -> list[Prediction]:
+    """What logits [n, classes] say, likeliest class first."""
+    confidences, indices = logits.softmax(1).topk(min(top, len(classes)), 1)
+    ranked: list[tuple[tuple[str, float], ...]] = []
+    for places, shares in zip(indices.tolist(), confidences.tolist(), strict=True):
+        ranked.append(tuple((classes[int(place)], share) for place, share in zip(places, shares, strict=True)))
+    return [Prediction(label=row[0][0], confidence=row[0][1], top=row) for row in ranked]
+
+
+# --- our own files -----------------------------------------------------------------------------------------
 
 
 def save(path: Path, model: Classifier) -> int:
@@ -81,33 +128,56 @@ def _portable(recipe: Recipe) -> Recipe:
     return structs.replace(recipe, data=structs.replace(recipe.data, path=""))
 
 
-def load(path: str | Path, on: str = "cpu") -> Classifier:
-    """Read a model file, or the one in a run folder, for device `on` ("cpu", "cuda", "mps" or "auto").
+def load(
+    path: str | Path,
+    on: str = "auto",
+    *,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    pool: str = "",
+    size: int = 0,
+) -> Classifier:
+    """Read a model file, the one in a run folder, or a published state dict, for device `on` ("cpu", "cuda", "mps").
 
-    Nothing in the file is executed.
+    A published one (.pt, .pth, .safetensors) needs the `mean` and `std` its images were normalised with, one number a
+    channel in units of 0..1, sometimes its `pool`, and the `size` of its images where that is not 32. Nothing in any
+    file is executed. Raises UserError.
     """
-    from safetensors import SafetensorError, safe_open
-
-    file = Path(path)
-    file = file / FILE_NAME if file.is_dir() else file
+    file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     if not file.exists():
         raise UserError(f"{path}: no {FILE_NAME} there; give a finished run's folder or a model file")
+    header, tensors = _ours(file)
+    if header is None:
+        model = _published(file, tuple(mean), tuple(std), pool, size)
+    elif mean or std or pool or size:
+        raise UserError(f"{file}: says itself how its images were prepared: leave out --mean, --std, --pool and --size")
+    else:
+        try:
+            model = _assemble(file, header, tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{file}: its header is damaged ({error!r}): fetch or train it anew") from None
+    model.network.to(available(on), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return model
+
+
+def _ours(file: Path) -> tuple[dict[str, str] | None, dict[str, Tensor]]:
+    """Header and tensors of a file that we wrote; None for any other."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(file, "pt") as handle:
             header = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+            if header.get("format", "").startswith("weightclass/"):
+                if header["format"] != FORMAT:
+                    raise UserError(f"{file}: its format is {header['format']}, this version reads {FORMAT}")
+                return header, {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not a readable safetensors file: {error}") from None
-    if header.get("format") != FORMAT:
-        raise UserError(f"{file}: its header is not {FORMAT}: train or export it with weightclass")
-    device = available(on)
-    try:
-        return _assemble(file, header, tensors, device)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: its header is damaged ({error!r}): fetch or train it anew") from None
+        if file.suffix == ".safetensors":
+            raise UserError(f"{file}: not a readable safetensors file: {error}") from None
+    return None, {}
 
 
-def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor], device: str) -> Classifier:
+def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor]) -> Classifier:
     recipe = config.build(config.parse_toml(header["recipe"], str(file)), Recipe, str(file))
     classes, shape = tuple(json.loads(header["classes"])), tuple(json.loads(header["image_shape"]))
     normalisation = json.loads(header["normalisation"])
@@ -116,7 +186,6 @@ def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor], de
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{file}: weights and recipe do not fit: {str(error).splitlines()[-1].strip()}") from None
-    network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Classifier(
         network=network,
         recipe=recipe,
@@ -127,4 +196,32 @@ def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor], de
         std=tuple(normalisation["std"]),
         facts=json.loads(header["facts"]),
         path=file,
+    )
+
+
+# --- other people's ----------------------------------------------------------------------------------------
+
+
+def _published(file: Path, mean: tuple[float, ...], std: tuple[float, ...], pool: str, size: int) -> Classifier:
+    found = published.infer(published.read(file), str(file), size or 32, pool)
+    channels = found.image_shape[0]
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(
+            f"{file}: does not say how its images were normalised: give --mean and --std with {channels} number(s) "
+            "each, for example CIFAR-10's usual --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010"
+        )
+    likely = {which.classes: (name, which.names) for name, which in CIFARS.items()} if channels == 3 else {}
+    name, classes = likely.get(found.classes, ("folder", tuple(f"class {label}" for label in range(found.classes))))
+    augment = config.build({"mean": list(mean), "std": list(std)}, Augment, "--mean, --std")
+    network = resnet.build(found.config, found.image_shape, found.classes, seed=0)
+    network.load_state_dict(found.weights)
+    return Classifier(
+        network=network,
+        recipe=Recipe(data=config.build({"name": name}, Data, "data"), model=found.config, augment=augment),
+        name=file.stem,
+        classes=classes,
+        image_shape=found.image_shape,
+        mean=mean,
+        std=std,
+        facts={"published": True},
     )

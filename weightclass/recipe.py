@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import dataclass
 from importlib import resources
@@ -14,7 +13,7 @@ from weightclass.augment import pipeline
 from weightclass.augment.pipeline import Augment
 from weightclass.config import Table
 from weightclass.data import sources
-from weightclass.data.sources import Data
+from weightclass.data.sources import Data, Found
 from weightclass.device import Machine
 from weightclass.errors import UserError
 from weightclass.model import budget, resnet
@@ -73,10 +72,10 @@ def load(name: str, *overrides: str) -> Named:
 
 def _read(name: str, beside: Path = Path()) -> tuple[dict[str, Any], str]:
     path = beside / name
-    if path.suffix == ".toml" or os.sep in name:
+    if path.suffix == ".toml" or len(Path(name).parts) > 1:
         try:
             return config.parse_toml(path.read_text(encoding="utf-8"), name), path.stem
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UserError(f"recipe {name}: cannot be read: {reason}") from None
     if name not in names():
@@ -101,11 +100,11 @@ def check(recipe: Recipe, where: str) -> None:
         )
 
 
-def weigh(recipe: Recipe) -> Weights:
-    """Build the recipe's network on the meta device and weigh it; needs no data, touches no memory."""
-    image_shape, classes = sources.facts(recipe.data)
-    pipeline.check(recipe.augment, image_shape)
-    return budget.weigh(resnet.build(recipe.model, image_shape, classes), image_shape)
+def weigh(recipe: Recipe, found: Found | None = None) -> Weights:
+    """Build the recipe's network for the images that were found (or are now) on the meta device, and weigh it."""
+    found = found or sources.find(recipe.data)
+    pipeline.check(recipe.augment, found.image_shape)
+    return budget.weigh(resnet.build(recipe.model, found.image_shape, found.classes), found.image_shape)
 
 
 def fingerprint(recipe: Recipe, data_digest: str) -> str:

@@ -7,21 +7,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 from torch import Tensor
 
-from weightclass import __version__, config, device, modelfile, recipe, results
+from weightclass import __version__, device, judge, modelfile, recipe, results
 from weightclass.data import sources
-from weightclass.data.sources import Splits
-from weightclass.errors import UserError
-from weightclass.evaluation import metrics, pictures
+from weightclass.data.sources import Found
+from weightclass.evaluation import pictures
 from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import run_lock
 from weightclass.model import budget
 from weightclass.model.budget import Weights
 from weightclass.recipe import Named
 from weightclass.results import Result
-from weightclass.runlog import console
+from weightclass.runlog import console, working
 from weightclass.session import Observer, Session
 from weightclass.stopping import Stopper
 from weightclass.training.checkpoint import Keeper
@@ -51,8 +49,10 @@ def train(
     """
     deadline = None if time_limit is None else time.monotonic() + time_limit
     named = recipe.load(name, *overrides)
-    weights = _weighed(named)  # over budget is refused here, before data is touched
-    splits = sources.load(named.recipe.data)
+    found = sources.find(named.recipe.data)
+    weights = _weighed(named, found)  # over budget is refused here, before any pixel is read
+    with working("decoding", quiet) as progress:
+        splits = found.load(progress)
     fingerprint = recipe.fingerprint(named.recipe, splits.digest())
     folder = Path(out) / f"{named.name}-{fingerprint[:8]}"
     with run_lock(folder), Stopper(deadline) as stopper:
@@ -71,29 +71,14 @@ def train(
 
 def weigh(name: str, *overrides: str) -> Weights:
     """Parameters, MACs, bytes and activations of a recipe's network. Raises UserError where it is over its budget."""
-    return _weighed(recipe.load(name, *overrides))
+    named = recipe.load(name, *overrides)
+    return _weighed(named, sources.find(named.recipe.data))
 
 
-def _weighed(named: Named) -> Weights:
-    weights = recipe.weigh(named.recipe)
+def _weighed(named: Named, found: Found) -> Weights:
+    weights = recipe.weigh(named.recipe, found)
     budget.check(named.recipe.budget, weights)
     return weights
-
-
-def evaluate(model: str | Path, split: str = "test", path: str = "") -> Scorecard:
-    """Score a model file or run folder on a split of the data set it was trained on; counts test readings."""
-    classifier = modelfile.load(model)
-    tree = config.to_tree(classifier.recipe.data) | ({"path": path} if path else {})
-    splits = sources.load(config.build(tree, sources.Data, f"{model}: data"))
-    if split not in Splits.__dataclass_fields__:
-        raise UserError(f"split {split!r}{config.near_miss(split, Splits.__dataclass_fields__)}")
-    images = getattr(splits, split)
-    if images is None:
-        raise UserError(f"{model}: its recipe holds no validation images out (data.validation = 0)")
-    folder = classifier.path.parent if classifier.path else Path()
-    if split == "test" and (result := results.read(folder)):
-        results.write(folder, msgspec.structs.replace(result, test_readings=results.count_reading(folder, "eval")))
-    return metrics.scorecard(classifier.logits(images.images), images.labels, classifier.classes)
 
 
 # --- how a run ends ----------------------------------------------------------------------------------------
@@ -175,16 +160,12 @@ def _result(session: Session, card: Scorecard, fingerprint: str, model_bytes: in
 
 
 def draw(session: Session, card: Scorecard, logits: Tensor) -> None:
-    """curves.png, confusion.png, mistakes.png and samples.png: what a person would rather look at than read."""
-    folder, data = session.folder, session.split(session.judged_on)
-    headline = f"{session.named.name}: {card.accuracy:.2%} on {card.n:,} {session.judged_on} images"
+    """The scorecard's pictures, curves.png and samples.png, which shows what the network really saw."""
+    folder, name = session.folder, session.named.name
+    headline = f"{name}: {card.accuracy:.2%} on {card.n:,} {session.judged_on} images"
+    judge.draw(card, logits, session.split(session.judged_on), folder, headline)
     pictures.curves(session.metrics.records, folder / "curves.png", headline)
-    pictures.confusion(card, folder / "confusion.png", headline)
-    confidence, best = logits.softmax(1).max(1)
-    truth = [data.classes[label] for label in data.labels.tolist()]
-    said = [data.classes[label] for label in best.tolist()]
-    pictures.mistakes(data.images, truth, said, confidence, folder / "mistakes.png", f"mistakes of {headline}")
     first = next(session.loader.epoch(0))
     seen = session.pipeline.augment(first.images, 0, first.slots).cpu()
-    labels = [data.classes[label] for label in first.labels.tolist()]
-    pictures.samples(seen, labels, folder / "samples.png", f"what {session.named.name} sees in training")
+    labels = [session.splits.train.classes[label] for label in first.labels.tolist()]
+    pictures.samples(seen, labels, folder / "samples.png", f"what {name} sees in training")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,35 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def left_out(lines: Sequence[str]) -> list[str]:
+    """What to say of files that could not be read: the first few of them, and how many there are."""
+    if not lines:
+        return []
+    more = [f"  and {len(lines) - 5:,} more"] if len(lines) > 5 else []
+    return [f"left out, for they cannot be read ({len(lines):,}):", *(f"  {line}" for line in lines[:5]), *more]
+
+
+@contextlib.contextmanager
+def working(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A `progress(done, total)` for long work: a bar on a tty, else a line every ten seconds; both on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    out, spoken = Console(stderr=True, quiet=quiet), time.monotonic()
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+
+        def progress(done: int, total: int) -> None:
+            nonlocal spoken
+            bar.update(task, completed=done, total=total)
+            if not out.is_terminal and time.monotonic() - spoken > 10:
+                out.print(f"{title}: {done:,} of {total:,}")
+                spoken = time.monotonic()
+
+        yield progress
 
 
 class Meter:

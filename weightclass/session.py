@@ -16,6 +16,7 @@ from torch import Tensor
 from weightclass import __version__, config, device, results
 from weightclass.augment.pipeline import Pipeline
 from weightclass.augment.pipeline import check as check_augment
+from weightclass.config import parse_quantity
 from weightclass.data.dataset import Dataset
 from weightclass.data.loader import Loader
 from weightclass.data.sources import Splits
@@ -26,7 +27,7 @@ from weightclass.files import atomic_write
 from weightclass.model import resnet
 from weightclass.model.budget import Weights
 from weightclass.recipe import Named
-from weightclass.runlog import Meter, Metrics
+from weightclass.runlog import Meter, Metrics, human_bytes, left_out
 from weightclass.stopping import Stopper
 from weightclass.training import optim, schedule
 from weightclass.training.averaging import Average
@@ -41,10 +42,10 @@ class Session:
         self.named, self.recipe, self.weights, self.splits, self.folder = named, named.recipe, weights, splits, folder
         decisions = self._decisions()
         self.device = device.apply(decisions)
-        train = splits.train.to(self.device)
+        train = self._placed(splits.train)
         self.pipeline = self._pipeline(train)
         settings = self.recipe.train
-        self.loader = Loader(train, settings.batch_size, settings.seed, settings.drop_last)
+        self.loader = Loader(train, settings.batch_size, settings.seed, settings.drop_last, self.device)
         self.plan = Plan(
             train=settings,
             steps_per_epoch=self.loader.steps,
@@ -52,6 +53,8 @@ class Session:
             device=self.device,
             precision=decisions.precision,
             compile=decisions.compile,
+            micro_batch=decisions.micro_batch,
+            recompute=decisions.recompute,
         )
         self.state = self._fresh_state()
         self.metrics = Metrics(folder / "metrics.jsonl")
@@ -75,12 +78,32 @@ class Session:
         decisions = device.decide(self.recipe.machine)
         facts["decisions"] = msgspec.to_builtins(decisions)
         atomic_write(self.folder / "recipe.toml", config.to_toml(self.recipe))
+        if self.splits.left_out:
+            atomic_write(self.folder / "left_out.txt", "\n".join(self.splits.left_out) + "\n")
         atomic_write(path, json.dumps(facts, indent=2) + "\n")
         return decisions
 
+    def cut(self, plan: Plan) -> None:
+        """Memory did not suffice: say so, and let later sittings of this run take the same cuts."""
+        path = self.folder / "environment.json"
+        facts, decisions = _earlier(path)
+        decisions = msgspec.structs.replace(decisions, micro_batch=plan.micro_batch, recompute=plan.recompute)
+        atomic_write(path, json.dumps(facts | {"decisions": msgspec.to_builtins(decisions)}, indent=2) + "\n")
+        images = plan.micro_batch or plan.train.micro_batch or plan.train.batch_size
+        twice = ", its blocks computed twice" if plan.recompute else ""
+        self.meter.say(f"not enough memory: the same step goes on, {images:,} images at a time{twice}")
+
+    def _placed(self, train: Dataset) -> Dataset:
+        """On the device where it fits; else it stays where it is and is streamed, batch by batch the same."""
+        room = parse_quantity(self.recipe.machine.memory) if self.recipe.machine.memory else device.room(self.device)
+        return train.to(self.device) if train.images.nbytes <= room else train
+
     def _pipeline(self, train: Dataset) -> Pipeline:
         settings = self.recipe.augment
-        mean, std = (settings.mean, settings.std) if settings.mean else train.mean_std()
+        mean, std = settings.mean, settings.std
+        if not mean:
+            mean, std = train.mean_std()
+            std = tuple(max(value, 1 / 255) for value in std)  # a channel that is the same everywhere has none
         operations = check_augment(settings, train.image_shape)
         return Pipeline(operations, mean, std, self.recipe.train.seed, self.device)
 
@@ -110,6 +133,11 @@ class Session:
             f"{self.named.name}: {self.weights.params:,} parameters, {self.weights.macs / 1e6:,.1f} M MACs, "
             f"{len(self.splits.train):,} training images{held} ({self.computed_on})"
         )
+        for line in left_out(self.splits.left_out):
+            self.meter.say(line)
+        if self.loader.streams:
+            size = human_bytes(self.splits.train.images.nbytes)
+            self.meter.say(f"{size} of training images do not fit on the device (machine.memory): they are streamed")
         if resumed:
             self.meter.say(f"continuing in {self.folder} at step {self.state.step:,} of {self.plan.steps:,}")
 
@@ -131,8 +159,7 @@ class Session:
     def score(self, name: str) -> tuple[Scorecard, Tensor]:
         """The scorecard of the (averaged) weights on a split, and its logits on the CPU."""
         data = self.split(name)
-        images = data.images.to(self.device)
-        logits = predict.logits(self.state.evaluated, images, self.pipeline.normalise).cpu()
+        logits = predict.logits(self.state.evaluated, data.images, self.pipeline.normalise).cpu()
         return metrics.scorecard(logits, data.labels, data.classes), logits
 
     def seconds_to_finish(self) -> float:
@@ -162,6 +189,9 @@ class Observer:
     def _watched(self) -> list[str]:
         wanted = {"validation": self.session.splits.validation is not None, "test": self.session.recipe.data.watch_test}
         return [name for name, watched in wanted.items() if watched]
+
+    def cut(self, plan: Plan) -> None:
+        self.session.cut(plan)
 
     def stepped(self, state: State, images: int, waited: float) -> None:
         now = time.perf_counter()
