@@ -93,7 +93,7 @@ def _cores() -> int:
         quota, period = text.split()
         if quota != "max":
             cores = min(cores, math.ceil(int(quota) / int(period)))
-    return max(cores, 1)
+    return cores
 
 
 def available(wanted: str) -> str:

@@ -230,21 +230,21 @@ def test_the_end_of_the_ladder(tmp_path: Path, group: int, hint: str) -> None:
 
 
 @pytest.mark.usefixtures("_small_heap")
-def test_the_first_two_full_steps_of_a_sitting_may_be_cut(tmp_path: Path) -> None:
+def test_the_first_two_steps_of_each_size_may_be_cut(tmp_path: Path) -> None:
     train = Train(epochs=3, batch_size=16, bn_group=4)  # steps of 16, 16 and 8 images
     first, second, watcher = Run(train), Run(train), Watcher()
     scarce(first, 64)
     first.fit(tmp_path, Watcher(stop_at=2))
     assert Keeper(tmp_path).load_latest(second.state)
     shrink = scarce(second, 64)
-    rooms = {3: 63, 4: 31, 5: 0}  # before the second step of this sitting, a full one, the third, and the fourth
-    watcher.spoil = lambda state: shrink(rooms.get(state.step, rooms[4]))
+    rooms = {3: 63, 4: 31, 5: 31, 6: 0}  # after the first step of this sitting, a short one, and so on
+    watcher.spoil = lambda state: shrink(rooms[state.step])
     with pytest.raises(
-        UserError, match=r"out of memory at step 6, though earlier steps fitted: .* the last checkpoint"
+        UserError, match=r"out of memory at step 7, though earlier steps fitted: .* the last checkpoint"
     ):
         second.fit(tmp_path, watcher, every=1e-9)
     assert watcher.cuts == [(8, False), (4, False)]
-    assert max(path.name for path in tmp_path.iterdir()).startswith("000000005-")
+    assert max(path.name for path in tmp_path.iterdir()).startswith("000000006-")
 
 
 def test_running_out_of_memory_around_the_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

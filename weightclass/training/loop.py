@@ -164,7 +164,7 @@ def _epochs(
         asked = time.perf_counter()
         for batch in batches(epoch, first):
             waited = time.perf_counter() - asked
-            if sum(images >= len(batch.labels) for images in fitted) < 2:  # the optimizer's state comes with the first
+            if fitted.count(len(batch.labels)) < 2:  # of each size, for the first one brings the optimizer's state
                 plan = careful_step(state, plan, batch, forward, watcher)
                 fitted.append(len(batch.labels))
             else:
