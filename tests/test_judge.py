@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 import weightclass as wc
-from weightclass import judge, modelfile, recipe, results
+from weightclass import judge, recipe, results
 from weightclass.data import sources
 from weightclass.errors import UserError
 from weightclass.modelfile import Classifier, Prediction
@@ -82,8 +83,46 @@ def test_classes_are_matched_by_name(run: Path, digits: Path, tmp_path: Path) ->
         wc.evaluate(run, data=str(some))
 
 
+def test_a_broken_picture_of_another_folder_is_named(run: Path, digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path / "copy")
+    (tmp_path / "copy" / "1" / "zzz.png").write_bytes(b"")
+    judged = judge.labelled(wc.load(run), data=str(tmp_path / "copy"))
+    assert (len(judged.images), judged.split, judged.left_out) == (60, "test", ("1/zzz.png: empty file",))
+
+
+def test_looking_at_another_folder_counts_as_a_reading(run: Path, digits: Path) -> None:
+    before = results.readings(run)
+    wc.evaluate(run, data=str(digits))
+    assert results.readings(run) == before + 1
+
+
+def test_pictures_that_have_changed_are_not_split_anew(tmp_path: Path, digits: Path) -> None:
+    """Another file shifts the draw: what was trained on would be judged on."""
+    shutil.copytree(digits, tmp_path / "copy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightclass.run.draw", lambda *_: None)
+        words = ("model.blocks=1,1", "model.channels=4,8", "augment.ops=flip", "train.epochs=1", "machine.threads=1")
+        run = wc.train("folder", f"data.path={tmp_path / 'copy'}", *words, out=tmp_path, quiet=True).folder
+    assert wc.evaluate(run).n == 12
+    (tmp_path / "copy" / "0" / "more.png").write_bytes((tmp_path / "copy" / "1").glob("*.png").__next__().read_bytes())
+    with pytest.raises(UserError, match="its pictures have changed since it was trained"):
+        wc.evaluate(run)
+    assert wc.evaluate(run, data=str(tmp_path / "copy")).n == 61
+
+
+def test_a_published_model_takes_the_names_of_a_folder_but_not_for_good() -> None:
+    model = coloured()
+    model.facts["published"] = True
+    assert judge._matched(model, ("cat", "dog")) == ("cat", "dog")
+    assert model.classes == ("a", "b")
+    for others in (("a", "dog"), ("cat", "dog", "cow"), ("b", "a", "c")):
+        with pytest.raises(UserError, match="of the pictures is not one of the model's"):
+            judge._matched(model, others)
+
+
 def test_views_are_reported_apart(run: Path, tmp_path: Path) -> None:
-    cards = judge.scorecards(run, "validation", views=True, save=tmp_path)
+    model = wc.load(run)
+    cards = judge.scorecards(model, judge.labelled(model, "validation"), views=True, save=tmp_path)
     assert list(cards) == [judge.PLAIN, "flip", "flip+shift"]
     assert cards[judge.PLAIN] == wc.evaluate(run, "validation")
     assert len({card.nll for card in cards.values()}) == 3
@@ -115,6 +154,7 @@ def test_files_folders_and_patterns(run: Path, digits: Path, tmp_path: Path) -> 
     files = sorted(digits.glob("3/*.png"))
     some, _ = judge.predict(model, [str(digits / "3" / "*.png")])
     assert [name for name, _ in some] == [file.as_posix() for file in files]
+    assert judge.predict(model, [digits / "3", *files])[0] == judge.predict(model, [digits / "3"])[0]
     assert [answer.confidence for _, answer in some] == pytest.approx([by_id[name].confidence for name, _ in some])
     seen: list[tuple[int, int]] = []
     judge.predict(model, [digits], progress=lambda done, total: seen.append((done, total)))
@@ -150,6 +190,8 @@ def test_batches_without_labels(tmp_path: Path) -> None:
     assert [answer for _, answer in named] == [answer for _, answer in numbered]
     expected = model.predict(torch.from_numpy(pixels.reshape(5, 3, 32, 32)))
     assert [answer for _, answer in named] == expected
+    both, _ = judge.predict(model, [tmp_path / "test.bin", tmp_path / "test.pkl"])
+    assert [name for name, _ in both] == [f"test.bin/{i}" for i in range(5)] + [f"test.pkl/no-{i}" for i in range(5)]
     model.image_shape = (3, 16, 16)
     smaller, _ = judge.predict(model, [tmp_path / "test.bin"])
     assert len(smaller) == 5
@@ -188,8 +230,3 @@ def test_the_table_lists_the_answers_or_counts_them() -> None:
     assert "a/1.png  c,t 75.0%  dög 25.0%" in shown("")
     assert "2 answers in a.csv" in shown("a.csv")
     assert "c,t  2" in shown("a.csv")
-
-
-def test_what_is_saved_finds_its_folder_again(run: Path) -> None:
-    assert judge._home_path(wc.load(run), "") == ""
-    assert modelfile.load(run).path == run / "model.safetensors"

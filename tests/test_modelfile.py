@@ -173,3 +173,18 @@ def test_weights_of_another_recipe_do_not_fit(path: Path) -> None:
     settings = made_up().recipe
     other = msgspec.structs.replace(settings.model, channels=(4, 6))
     refused(changed(path, recipe=config.to_toml(msgspec.structs.replace(settings, model=other))), "do not fit")
+
+
+def test_a_recipe_that_asks_for_much_takes_no_memory(path: Path) -> None:
+    """A file of a few kB may name a network of many GB; it is compared without being built."""
+    settings = made_up().recipe
+    other = msgspec.structs.replace(settings.model, blocks=(1,), channels=(60_000,))
+    refused(changed(path, recipe=config.to_toml(msgspec.structs.replace(settings, model=other))), "do not fit")
+
+
+def test_weights_of_half_precision_load_as_float32(path: Path) -> None:
+    with safe_open(path, "pt") as handle:
+        header = handle.metadata()
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
+    save_file(half, path, header)
+    torch.testing.assert_close(wc.load(path).logits(pictures()), made_up().logits(pictures()), rtol=0.05, atol=0.05)

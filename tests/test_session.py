@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from weightclass import recipe
 from weightclass.data import sources
+from weightclass.data.dataset import Dataset
+from weightclass.data.store import Stored
 from weightclass.session import Observer, Session
 from weightclass.stopping import Stopper
 from weightclass.training.loop import fit
@@ -97,3 +101,41 @@ def test_an_evaluation_is_reserved_for_before_the_step_that_ends_an_epoch(
     observer.evaluation, session.state.step = 2.0, session.loader.steps - 1
     observer.should_stop(session.keeper)
     assert asked[-1] == 4.0
+
+
+def test_a_cut_is_told_and_taken_again_by_later_sittings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session = sit(tmp_path)
+    session.meter.quiet = False
+    session.cut(replace(session.plan, micro_batch=10, recompute=True))
+    said = "not enough memory: the same step goes on, 10 images at a time, its blocks computed twice"
+    assert said in capsys.readouterr().out
+    later = sit(tmp_path)
+    assert (later.plan.micro_batch, later.plan.recompute) == (10, True)
+    assert (later.plan.precision, later.plan.device) == (session.plan.precision, session.plan.device)
+
+
+@pytest.mark.parametrize(("memory", "streams"), [("1kB", True), ("1GB", False), (0, False)])
+def test_a_set_that_does_not_fit_is_streamed(tmp_path: Path, memory: str, streams: bool) -> None:
+    named = recipe.load("quickstart", *TINY, f"machine.memory={memory}")
+    found = sources.find(named.recipe.data)
+    splits = found.load(None)
+    (tmp_path / "images.bin").write_bytes(splits.train.images[:].numpy().tobytes())
+    stored = Stored(tmp_path / "images.bin", tuple(splits.train.images.shape), "")
+    splits = replace(splits, train=Dataset(stored, splits.train.labels, splits.train.classes))
+    session = Session(named, recipe.weigh(named.recipe, found), splits, tmp_path / "run", quiet=True)
+    assert session.loader.streams is streams
+    for batch, same in zip(session.batches(0, 0), sit(tmp_path / "held").batches(0, 0), strict=True):
+        assert torch.equal(batch.images, same.images) and torch.equal(batch.labels, same.labels)
+
+
+def test_the_run_folder_says_where_the_pictures_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for label in "ab":
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (9, 9), 40 * i).save(tmp_path / "pictures" / label / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WEIGHTCLASS_CACHE", str(tmp_path / "cache"))
+    named = recipe.load("folder", "data.path=pictures", "model.channels=4,4,4,4", "machine.threads=1")
+    found = sources.find(named.recipe.data)
+    Session(named, recipe.weigh(named.recipe, found), found.load(None), tmp_path / "run", quiet=True)
+    assert recipe.load(str(tmp_path / "run" / "recipe.toml")).recipe.data.path == str(tmp_path / "pictures")

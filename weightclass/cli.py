@@ -104,11 +104,15 @@ def evaluate(
     """Score MODEL: a finished run's folder, its model file, or a published CIFAR-ResNet's state dict."""
     from weightclass import judge, modelfile
     from weightclass.evaluation import metrics
-    from weightclass.runlog import console, working
+    from weightclass.runlog import console, left_out, working
 
     classifier = modelfile.load(model, device, **said)
+    with working("decoding") as progress:
+        judged = judge.labelled(classifier, split, data, data_path, progress)
     with working("judging") as progress:
-        cards = judge.scorecards(classifier, split, data, data_path, views=views, save=save, progress=progress)
+        cards = judge.scorecards(classifier, judged, views, save, progress)
+    for line in left_out(judged.left_out):
+        print(line, file=sys.stderr)
     console().print(metrics.table(cards.pop(judge.PLAIN), cards))
     if save:
         console().print(f"\npictures in {save}", markup=False)
@@ -186,6 +190,9 @@ def main(args: list[str] | None = None) -> None:
         help_ = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print(f"error: {message.rstrip('.') if help_ else message}{help_}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # whatever the parts did not foresee
+        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)

@@ -61,7 +61,7 @@ def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
     if earlier:
         return _honour(config, earlier)
     device = available(config.device)
-    threads = config.threads or _cores()
+    threads = config.threads or cores()
     torch.set_num_threads(threads)
     precision = config.precision
     if precision == "auto":
@@ -83,7 +83,7 @@ def apply(decisions: Decisions) -> torch.device:
     return torch.device(decisions.device)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use (OMP_NUM_THREADS, where it is set, is a wish to be respected)."""
     wish = os.environ.get("OMP_NUM_THREADS", "")
     if wish.isdigit() and int(wish):
@@ -214,12 +214,10 @@ def _free_memory() -> int:
 
 
 def _free_in_control_groups() -> Iterator[int]:
-    names = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # versions 2 and 1
-    for limit, usage in names:
-        for folder, text in _control_groups(limit):
-            if text.isdigit():
-                cache = re.search(r"\binactive_file (\d+)", _read(folder / "memory.stat"))  # files that were read once
-                yield int(text) - int(_read(folder / usage) or 0) + int(cache[1] if cache else 0)
+    for folder, text in _control_groups("memory.max"):
+        if text.isdigit():
+            cache = re.search(r"\binactive_file (\d+)", _read(folder / "memory.stat"))  # files that were read once
+            yield int(text) - int(_read(folder / "memory.current") or 0) + int(cache[1] if cache else 0)
 
 
 def _control_groups(name: str) -> Iterator[tuple[Path, str]]:

@@ -28,7 +28,7 @@ _TRIES = 20 if os.name == "nt" else 1
 
 
 @contextlib.contextmanager
-def _cured(path: Path) -> Iterator[None]:
+def cured(path: Path) -> Iterator[None]:
     """Turn the OSErrors that a user can mend into `UserError`."""
     try:
         yield
@@ -45,21 +45,22 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
     path = Path(path)
     payload = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: a rename across disks is a copy
-    with _cured(path):
+    with cured(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
                 file.write(payload)
                 file.flush()
                 os.fsync(file.fileno())
-            _replace(temporary, path)
+            replace(temporary, path)
         except BaseException:  # a Ctrl-C too
             _discard(temporary)
             raise
         _sync_folder(path.parent)
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def replace(temporary: Path, path: Path) -> None:
+    """Rename, patiently on Windows, where a scanner or another reader may hold either for a moment."""
     for left in reversed(range(_TRIES)):
         try:
             temporary.replace(path)
@@ -99,7 +100,7 @@ def run_lock(folder: Path | str) -> Iterator[None]:
     import filelock
 
     folder = Path(folder)
-    with _cured(folder):
+    with cured(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / ".lock", blocking=False)
         try:

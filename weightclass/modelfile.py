@@ -181,9 +181,9 @@ def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor]) ->
     recipe = config.build(config.parse_toml(header["recipe"], str(file)), Recipe, str(file))
     classes, shape = tuple(json.loads(header["classes"])), tuple(json.loads(header["image_shape"]))
     normalisation = json.loads(header["normalisation"])
-    network = resnet.build(recipe.model, shape, len(classes), seed=0)
+    network = resnet.build(recipe.model, shape, len(classes))  # without memory: a damaged recipe may ask for much
     try:
-        network.load_state_dict(tensors)
+        network.load_state_dict({name: _plain(tensor) for name, tensor in tensors.items()}, assign=True)
     except RuntimeError as error:
         raise UserError(f"{file}: weights and recipe do not fit: {str(error).splitlines()[-1].strip()}") from None
     return Classifier(
@@ -197,6 +197,10 @@ def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor]) ->
         facts=json.loads(header["facts"]),
         path=file,
     )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 # --- other people's ----------------------------------------------------------------------------------------
@@ -213,8 +217,8 @@ def _published(file: Path, mean: tuple[float, ...], std: tuple[float, ...], pool
     likely = {which.classes: (name, which.names) for name, which in CIFARS.items()} if channels == 3 else {}
     name, classes = likely.get(found.classes, ("folder", tuple(f"class {label}" for label in range(found.classes))))
     augment = config.build({"mean": list(mean), "std": list(std)}, Augment, "--mean, --std")
-    network = resnet.build(found.config, found.image_shape, found.classes, seed=0)
-    network.load_state_dict(found.weights)
+    network = resnet.build(found.config, found.image_shape, found.classes)
+    network.load_state_dict(found.weights, assign=True)
     return Classifier(
         network=network,
         recipe=Recipe(data=config.build({"name": name}, Data, "data"), model=found.config, augment=augment),

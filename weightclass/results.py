@@ -11,7 +11,7 @@ import msgspec
 
 from weightclass.errors import UserError
 from weightclass.evaluation.metrics import Scorecard
-from weightclass.files import atomic_write
+from weightclass.files import atomic_write, cured
 from weightclass.runlog import human_bytes, human_seconds
 
 FILE_NAME = "result.json"
@@ -54,7 +54,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 def count_reading(folder: Path, why: str) -> int:
     """Note a look at the test set in the run folder *before* it is taken; returns how many there are now."""
-    with (folder / READINGS).open("a", encoding="utf-8") as file:
+    with cured(folder / READINGS), (folder / READINGS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"why": why, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) + "\n")
     return readings(folder)
 

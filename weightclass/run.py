@@ -14,7 +14,7 @@ from weightclass.data import sources
 from weightclass.data.sources import Found
 from weightclass.evaluation import pictures
 from weightclass.evaluation.metrics import Scorecard
-from weightclass.files import run_lock
+from weightclass.files import run_lock, safe_name
 from weightclass.model import budget
 from weightclass.model.budget import Weights
 from weightclass.recipe import Named
@@ -54,7 +54,7 @@ def train(
     with working("decoding", quiet) as progress:
         splits = found.load(progress)
     fingerprint = recipe.fingerprint(named.recipe, splits.digest())
-    folder = Path(out) / f"{named.name}-{fingerprint[:8]}"
+    folder = Path(out) / f"{safe_name(named.name)}-{fingerprint[:8]}"
     with run_lock(folder), Stopper(deadline) as stopper:
         if result := results.read(folder):
             Keeper(folder / "checkpoint").clear()  # a kill may have come between the result and this
@@ -118,7 +118,7 @@ def report(folder: Path, result: Result, how: str, quiet: bool) -> Outcome:
 def _classifier(session: Session, card: Scorecard, fingerprint: str) -> modelfile.Classifier:
     facts = {"version": __version__, "fingerprint": fingerprint, "split": session.judged_on, "n": card.n}
     facts |= {"accuracy": card.accuracy, "interval": list(card.interval)}
-    facts |= {"params": session.weights.params, "computed_on": session.computed_on}
+    facts |= {"params": session.weights.params, "computed_on": session.computed_on, "data": session.splits.digest()}
     return modelfile.Classifier(
         network=session.state.evaluated,
         recipe=session.recipe,

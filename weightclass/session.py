@@ -26,7 +26,7 @@ from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import atomic_write
 from weightclass.model import resnet
 from weightclass.model.budget import Weights
-from weightclass.recipe import Named
+from weightclass.recipe import Named, Recipe
 from weightclass.runlog import Meter, Metrics, human_bytes, left_out
 from weightclass.stopping import Stopper
 from weightclass.training import optim, schedule
@@ -77,7 +77,7 @@ class Session:
             return device.decide(self.recipe.machine, decisions)
         decisions = device.decide(self.recipe.machine)
         facts["decisions"] = msgspec.to_builtins(decisions)
-        atomic_write(self.folder / "recipe.toml", config.to_toml(self.recipe))
+        atomic_write(self.folder / "recipe.toml", config.to_toml(_located(self.recipe)))
         if self.splits.left_out:
             atomic_write(self.folder / "left_out.txt", "\n".join(self.splits.left_out) + "\n")
         atomic_write(path, json.dumps(facts, indent=2) + "\n")
@@ -165,6 +165,13 @@ class Session:
     def seconds_to_finish(self) -> float:
         """A guess, on the safe side, at a forward pass over the judged images plus the pictures."""
         return len(self.split(self.judged_on)) / max(self.meter.speed, 1.0) + 5
+
+
+def _located(recipe: Recipe) -> Recipe:
+    """With the whole path of its data, for whoever comes from another folder."""
+    data = recipe.data
+    path = str(Path(data.path).expanduser().absolute()) if data.path else ""
+    return msgspec.structs.replace(recipe, data=msgspec.structs.replace(data, path=path))
 
 
 def _earlier(path: Path) -> tuple[dict[str, Any], device.Decisions]:

@@ -57,9 +57,9 @@ def test_a_stream_left_early_leaves_no_thread(tmp_path: Path):
     dataset = Dataset(Stored(tmp_path / "images.bin", (100, 1, 2, 2), ""), torch.arange(100) % 3, ("a", "b", "c"))
     batches = Loader(dataset, 4, 0).epoch(0)
     assert len(next(batches).labels) == 4
-    assert [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
     batches.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_every_image_is_served_once_in_an_order_of_its_own_each_epoch():

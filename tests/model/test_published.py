@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -445,3 +446,13 @@ def test_damaged_weights_give_one_line_or_a_network(data):
         elif kind == "swap":
             weights[name] = weights.get(data.draw(names), tensor)
     complaint(lambda: rebuilt(infer(weights, "net.pth", 8)))
+
+
+def test_a_zip_bomb_is_refused_unopened(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(3_000_000)}, tmp_path / "flat.pth")
+    with ZipFile(tmp_path / "flat.pth") as flat, ZipFile(tmp_path / "bomb.pth", "w", ZIP_DEFLATED) as bomb:
+        for entry in flat.infolist():
+            bomb.writestr(entry.filename, flat.read(entry))
+    assert (tmp_path / "bomb.pth").stat().st_size < 50_000
+    with pytest.raises(UserError, match="damaged, or not a file of weights"):
+        read(tmp_path / "bomb.pth")

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from weightclass import seeding
-from weightclass.data.store import Stored
+from weightclass.data.store import PIECE, Stored
 from weightclass.errors import UserError
-
-PIECE = 4096  # images that are looked at together, so that a stored set is never in memory whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +68,9 @@ class Dataset:
         thread count, and no float copy of the images is ever made.
         """
         histograms = torch.zeros(self.image_shape[0], 256, dtype=torch.int64, device=self.images.device)
-        for start in range(0, len(self), PIECE):
-            for histogram, channel in zip(histograms, self.images[start : start + PIECE].unbind(1), strict=True):
+        together = max(1, PIECE // math.prod(self.image_shape))  # a stored set may be larger than memory
+        for start in range(0, len(self), together):
+            for histogram, channel in zip(histograms, self.images[start : start + together].unbind(1), strict=True):
                 histogram += torch.bincount(channel.flatten(), minlength=256)
         means, stds = zip(*map(_moments, histograms.tolist()), strict=True)
         return means, stds

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightclass.errors import UserError
+from weightclass.files import replace
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -94,7 +95,7 @@ def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
                     raise
                 reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
                 raise UserError(f"{archive}: not a whole archive of {folder.name} ({reason}): fetch it anew") from None
-            Path(work, folder.name).replace(folder)
+            replace(Path(work, folder.name), folder)
 
 
 def _extract(archive: Path, wanted: set[str], work: Path) -> None:

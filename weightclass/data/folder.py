@@ -12,9 +12,7 @@ import math
 import os
 import shutil
 import statistics
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,12 +26,13 @@ from torch import Tensor
 
 from weightclass.config import near_miss
 from weightclass.data import images
+from weightclass.data.ahead import ahead
 from weightclass.data.download import _alone
 from weightclass.data.images import shown
 from weightclass.data.store import Stored
-from weightclass.device import _cores
+from weightclass.device import cores
 from weightclass.errors import UserError
-from weightclass.files import safe_name
+from weightclass.files import replace, safe_name
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
@@ -161,8 +160,8 @@ def _image_shape(files: Files, size: int, colour: str) -> tuple[int, int, int]:
 
 VERSION = 1
 """Of what lies in the cache; a change in reading or resampling makes it another."""
-CHUNK, AHEAD = 8, 3
-"""Files that a thread decodes at a time, and chunks a thread that may wait to be written."""
+CHUNK = 8
+"""Files that a thread decodes at a time."""
 Progress = Callable[[int, int], object]
 
 
@@ -203,7 +202,7 @@ def decode(found: Found, split: str, fit: images.Fit, cache: Path, progress: Pro
                 with TemporaryDirectory(dir=cache, prefix=".decoding-", suffix=".tmp") as work:
                     _build(found, split, fit, Path(work, "set"), progress)
                     shutil.rmtree(folder, ignore_errors=True)
-                    Path(work, "set").replace(folder)
+                    replace(Path(work, "set"), folder)
     except OSError as error:
         cure = "free some space there, or set WEIGHTCLASS_CACHE to another folder"
         raise UserError(f"{shown(cache)}: cannot keep decoded pictures ({error.strerror or error}): {cure}") from None
@@ -213,14 +212,15 @@ def decode(found: Found, split: str, fit: images.Fit, cache: Path, progress: Pro
 
 
 def _key(found: Found, split: str, fit: str) -> str:
-    """16 hex digits of everything that decides the bytes; size and time stand for a file's content."""
+    """16 hex digits of everything that decides the bytes; place, size and times stand for a file's content."""
     import PIL
 
-    digest = hashlib.sha256(json.dumps([VERSION, PIL.__version__, found.image_shape, fit]).encode())
+    where = os.fsencode(found.root.resolve())  # two folders may hold files of the same names, sizes and times
+    digest = hashlib.sha256(where + json.dumps([VERSION, PIL.__version__, found.image_shape, fit]).encode())
     for path, label in found.splits[split]:
         try:
             status = path.stat()
-            state = [status.st_size, status.st_mtime_ns]
+            state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         except OSError:  # a link to nowhere
             state = None
         digest.update(json.dumps([path.relative_to(found.root).as_posix(), label, state]).encode())
@@ -265,19 +265,12 @@ def _build(found: Found, split: str, fit: images.Fit, folder: Path, progress: Pr
 
 
 def _rows(files: Files, read: Callable[[Path], np.ndarray | str]) -> Iterator[np.ndarray | str]:
-    """What `read` makes of each file, in order, a bounded number of chunks ahead of whoever asks."""
-    waiting = deque()
-    with ThreadPoolExecutor(_cores(), "decode") as pool:
-        try:
-            for start in range(0, len(files), CHUNK):
-                paths = [path for path, _ in files[start : start + CHUNK]]
-                waiting.append(pool.submit(lambda paths=paths: list(map(read, paths))))
-                if len(waiting) > AHEAD * _cores():
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    """What `read` makes of each file, in order."""
+    chunks = (files[start : start + CHUNK] for start in range(0, len(files), CHUNK))
+    for rows in ahead(
+        (partial(lambda chunk: [read(path) for path, _ in chunk], c) for c in chunks), cores(), 4 * cores()
+    ):
+        yield from rows
 
 
 def _row(path: Path, image_shape: tuple[int, int, int], fit: images.Fit) -> np.ndarray | str:

@@ -6,17 +6,15 @@ same wherever its images lie.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 import torch
 from torch import Tensor
 
 from weightclass import seeding
+from weightclass.data.ahead import ahead
 from weightclass.data.dataset import Dataset
 from weightclass.data.store import Stored
 from weightclass.errors import UserError
@@ -57,26 +55,14 @@ class Loader:
         labels = self.dataset.labels
         order = seeding.permutation(seeding.key(self.seed, "order", epoch), len(self.dataset), labels.device)
         chosen = order.split(self.batch_size)[first : self.steps]
-        jobs = (partial(self._batch, indices) for indices in chosen)
-        yield from _ahead(jobs) if self.streams else (job() for job in jobs)
+        jobs = (partial(self._read, indices) for indices in chosen)
+        for images, labels in ahead(jobs, 1, AHEAD) if self.streams else (job() for job in jobs):
+            # Moved by the thread that computes: neither MPS nor memory that runs out is for another one.
+            images, labels = (part.to(self.device, non_blocking=part.is_pinned()) for part in (images, labels))
+            yield Batch(images, labels, torch.arange(len(labels), device=self.device))
 
-    def _batch(self, indices: Tensor) -> Batch:
+    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self.dataset.images[indices], self.dataset.labels[indices]
-        if self.device.type == "cuda" and self.streams:  # from pinned memory a copy waits for nobody
+        if self.streams and self.device.type == "cuda":  # from pinned memory a copy waits for nobody
             images, labels = images.pin_memory(), labels.pin_memory()
-        images, labels = (part.to(self.device, non_blocking=True) for part in (images, labels))
-        return Batch(images, labels, torch.arange(len(labels), device=self.device))
-
-
-def _ahead(jobs: Iterable[Callable[[], Batch]]) -> Iterator[Batch]:
-    """The results of `jobs` in order, a thread working `AHEAD` of whoever asks."""
-    jobs = iter(jobs)
-    with ThreadPoolExecutor(1, "loader") as thread:
-        running = deque(thread.submit(job) for job in islice(jobs, AHEAD))
-        try:
-            while running:
-                ready = running.popleft().result()
-                running.extend(thread.submit(job) for job in islice(jobs, 1))
-                yield ready
-        finally:
-            thread.shutdown(cancel_futures=True)
+        return images, labels

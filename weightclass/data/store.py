@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 PIECE = 2**26
-"""Bytes that `Stored.to` reads at a time."""
+"""Bytes that are read at a time where the whole is looked through."""
 
 
 class Stored:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+from zipfile import ZipFile
 
 import torch
 from msgspec import structs
@@ -65,6 +66,8 @@ def _parse(content: bytes, path: Path) -> Any:
         start = f"it begins with {content[:12]!r}" if content else "it is empty"
         raise UserError(f"{path}: neither a safetensors nor a torch file, {start}: fetch it anew, or {_ALONE}")
     try:
+        if content[:2] == b"PK" and _unpacked(content) > 4 * len(content) + 2**20:
+            raise ValueError("a zip bomb: torch.save compresses no weights")
         if content[8:9] == b"{":
             from safetensors.torch import load
 
@@ -77,6 +80,10 @@ def _parse(content: bytes, path: Path) -> Any:
     if named := re.search(r"GLOBAL ([\w.]{1,100}) ", text):
         raise UserError(f"{path}: holds {named[1]}, and loading that would run its author's code: {_ALONE}")
     raise UserError(f"{path}: damaged, or not a file of weights: fetch it anew, or {_ALONE}")
+
+
+def _unpacked(content: bytes) -> int:
+    return sum(entry.file_size for entry in ZipFile(io.BytesIO(content)).infolist())
 
 
 def _unwrap(found: Any) -> Mapping[Any, Any]:

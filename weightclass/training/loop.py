@@ -127,7 +127,7 @@ class Watcher(Protocol):
         """A reason to save and stop now, or None."""
 
     def cut(self, plan: Plan) -> None:
-        """Memory ran out in the first steps, and `plan` is what is tried next: the same step in smaller pieces."""
+        """Memory ran out in one of the first steps, and `plan` is what fitted: the same step in smaller pieces."""
 
 
 def fit(
@@ -242,7 +242,7 @@ def _prepare(model: nn.Module, plan: Plan, key: int, slots: Tensor) -> None:
 
 def careful_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor], watcher: Watcher) -> Plan:
     """A `training_step` that is tried again in smaller pieces while memory runs out; returns the plan that fitted."""
-    moved = [state.sums, *state.model.buffers()]
+    moved, wanted = [state.sums, *state.model.buffers()], plan
     before = [tensor.clone() for tensor in moved]
     while not _fits(state, plan, batch, forward):
         for tensor, value in zip(moved, before, strict=True):
@@ -251,6 +251,7 @@ def careful_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Tens
         if plan.device.type != "cpu":
             torch.get_device_module(plan.device).empty_cache()
         plan = _cheaper(plan, state.model, len(batch.labels))
+    if plan is not wanted:
         watcher.cut(plan)
     _update(state, plan)
     return plan
