@@ -206,10 +206,6 @@ def test_half_of_what_is_free_may_be_filled(bare: Path, files: dict[str, str], f
 
 @pytest.mark.usefixtures("bare")
 def test_room_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    pages = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(os, "sysconf", pages.__getitem__, raising=False)
-    assert device.room(torch.device("mps")) == 1000 * 4096 // 4
-    monkeypatch.delattr(os, "sysconf")
     assert device.room(torch.device("cpu")) == 2 * 10**9
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (6000, 8000))
     assert device.room(torch.device("cuda")) == 3000

@@ -289,3 +289,40 @@ def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "m").write_bytes(b'{"a":0}\n' + line + b'\n{"a":1}\n')
     with pytest.raises(UserError, match="m, line 2: not JSON"):
         read_jsonl(tmp_path / "m")
+
+
+# --- places that are no plain files ------------------------------------------------------------------------
+
+
+def test_a_link_is_followed_and_a_mode_kept(tmp_path: Path) -> None:
+    (tmp_path / "real.csv").write_text("old", encoding="utf-8")
+    (tmp_path / "real.csv").chmod(0o600)
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    files.atomic_write(tmp_path / "link.csv", "new")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text(encoding="utf-8") == "new"
+    assert (tmp_path / "real.csv").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_device_stays_a_device() -> None:
+    files.atomic_write("/dev/null", "gone")
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(UserError, match="disk full: could not write /dev/full"):
+        files.atomic_write("/dev/full", "too much")
+
+
+@pytest.mark.parametrize("write", [lambda path: files.atomic_write(path, ""), files.check_writable])
+def test_a_folder_is_no_file(tmp_path: Path, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, Path()):
+        with pytest.raises(UserError, match="it is a folder; name a file"):
+            write(folder)
+
+
+def test_a_place_is_tried_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="a file stands where a folder is needed"):
+        files.check_writable(tmp_path / "file" / "a.csv")
+    files.check_writable(tmp_path / "new" / "deep" / "a.csv")
+    files.check_writable("/dev/null")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

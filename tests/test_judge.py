@@ -1,25 +1,19 @@
-"""A finished model on labelled pictures and on unlabelled ones: which are judged, what is counted, what is written."""
+"""A finished model on labelled pictures: which are judged, as which classes, and what is counted."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import pickle
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 import weightclass as wc
 from weightclass import judge, recipe, results
 from weightclass.data import sources
 from weightclass.errors import UserError
-from weightclass.modelfile import Classifier, Prediction
+from weightclass.modelfile import Classifier
 
 TINY = (
     *("model.blocks=1,1", "model.channels=4,8", "data.subset=130", "train.batch_size=50", "train.epochs=2"),
@@ -87,7 +81,7 @@ def test_a_broken_picture_of_another_folder_is_named(run: Path, digits: Path, tm
     shutil.copytree(digits, tmp_path / "copy")
     (tmp_path / "copy" / "1" / "zzz.png").write_bytes(b"")
     judged = judge.labelled(wc.load(run), data=str(tmp_path / "copy"))
-    assert (len(judged.images), judged.split, judged.left_out) == (60, "test", ("1/zzz.png: empty file",))
+    assert (len(judged.images), judged.split, judged.left_out) == (60, "all", ("1/zzz.png: empty file",))
 
 
 def test_looking_at_another_folder_counts_as_a_reading(run: Path, digits: Path) -> None:
@@ -111,8 +105,8 @@ def test_pictures_that_have_changed_are_not_split_anew(tmp_path: Path, digits: P
 
 
 def test_a_published_model_takes_the_names_of_a_folder_but_not_for_good() -> None:
-    model = coloured()
-    model.facts["published"] = True
+    settings = recipe.load("quickstart").recipe
+    model = Classifier(torch.nn.Identity(), settings, "", ("a", "b"), (1, 8, 8), (0.5,), (0.5,), {"published": True})
     assert judge._matched(model, ("cat", "dog")) == ("cat", "dog")
     assert model.classes == ("a", "b")
     for others in (("a", "dog"), ("cat", "dog", "cow"), ("b", "a", "c")):
@@ -132,101 +126,5 @@ def test_views_are_reported_apart(run: Path, tmp_path: Path) -> None:
 def test_images_of_another_shape_are_refused(run: Path) -> None:
     model = wc.load(run)
     model.image_shape = (1, 9, 9)
-    with pytest.raises(UserError, match=r"takes uint8 images \(1, 9, 9\), got torch.uint8 \(1, 8, 8\)"):
+    with pytest.raises(UserError, match=r"has 10 classes and images of \[1, 9, 9\], digits has 10 and \[1, 8, 8\]"):
         wc.evaluate(model, "validation")
-
-
-# --- unlabelled --------------------------------------------------------------------------------------------
-
-
-def coloured() -> Classifier:
-    settings = recipe.load("quickstart", "model.blocks=1,1", "model.channels=4,8").recipe
-    network = judge.modelfile.resnet.build(settings.model, (3, 32, 32), 2, seed=3).eval()
-    return Classifier(network, settings, "made up", ("a", "b"), (3, 32, 32), (0.3,) * 3, (0.2,) * 3, {})
-
-
-def test_files_folders_and_patterns(run: Path, digits: Path, tmp_path: Path) -> None:
-    model = wc.load(run)
-    answers, broken = judge.predict(model, [digits])
-    assert not broken
-    by_id = dict(answers)
-    assert all(Path(name).is_file() for name in by_id)
-    files = sorted(digits.glob("3/*.png"))
-    some, _ = judge.predict(model, [str(digits / "3" / "*.png")])
-    assert [name for name, _ in some] == [file.as_posix() for file in files]
-    assert judge.predict(model, [digits / "3", *files])[0] == judge.predict(model, [digits / "3"])[0]
-    assert [answer.confidence for _, answer in some] == pytest.approx([by_id[name].confidence for name, _ in some])
-    seen: list[tuple[int, int]] = []
-    judge.predict(model, [digits], progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(60, 60)]
-
-
-def test_many_pictures_are_answered_in_their_order(run: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wc.load(run)
-    whole, _ = judge.predict(model, [digits], top=2)
-    monkeypatch.setattr(judge, "TOGETHER", 7)
-    pieces, _ = judge.predict(model, [digits], top=2)
-    assert [name for name, _ in pieces] == [name for name, _ in whole]
-    assert [answer.label for _, answer in pieces] == [answer.label for _, answer in whole]
-
-
-def test_broken_pictures_are_listed_and_left_out(run: Path, digits: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    answers, broken = judge.predict(wc.load(run), [tmp_path / "broken.png", digits])
-    assert len(answers) == 60
-    [line] = broken
-    assert line.startswith(f"{tmp_path / 'broken.png'}: ")
-
-
-def test_batches_without_labels(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 3072), np.uint8)
-    (tmp_path / "test.pkl").write_bytes(pickle.dumps({"data": pixels, "ids": [f"no-{i}" for i in range(5)]}))
-    (tmp_path / "test.bin").write_bytes(pixels.tobytes())
-    model = coloured()
-    named, _ = judge.predict(model, [tmp_path / "test.pkl"])
-    numbered, _ = judge.predict(model, [tmp_path / "test.bin"])
-    assert [name for name, _ in named] == [f"no-{i}" for i in range(5)]
-    assert [name for name, _ in numbered] == list("01234")
-    assert [answer for _, answer in named] == [answer for _, answer in numbered]
-    expected = model.predict(torch.from_numpy(pixels.reshape(5, 3, 32, 32)))
-    assert [answer for _, answer in named] == expected
-    both, _ = judge.predict(model, [tmp_path / "test.bin", tmp_path / "test.pkl"])
-    assert [name for name, _ in both] == [f"test.bin/{i}" for i in range(5)] + [f"test.pkl/no-{i}" for i in range(5)]
-    model.image_shape = (3, 16, 16)
-    smaller, _ = judge.predict(model, [tmp_path / "test.bin"])
-    assert len(smaller) == 5
-
-
-# --- what is written ---------------------------------------------------------------------------------------
-
-TOP = (("c,t", 0.75), ("dög", 0.25))
-ANSWERS = [("a/1.png", Prediction(*TOP[0], TOP)), ("2", Prediction(*TOP[0], TOP))]
-
-
-def test_csv_and_json_lines(tmp_path: Path) -> None:
-    judge.write(ANSWERS, tmp_path / "a.csv", tmp_path / "a.jsonl")
-    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.reader(lines))
-    assert rows[0] == ["id", "label", "confidence", "label_2", "confidence_2"]
-    assert rows[1] == ["a/1.png", "c,t", "0.750000", "dög", "0.250000"]
-    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert records[1]["id"] == "2" and records[1]["label"] == "c,t"
-    assert records[1]["top"][1] == {"label": "dög", "confidence": 0.25}
-    single = [(name, answer._replace(top=answer.top[:1])) for name, answer in ANSWERS]
-    judge.write(single, tmp_path / "b.csv", tmp_path / "b.jsonl")
-    assert (tmp_path / "b.csv").read_text(encoding="utf-8").splitlines()[0] == "id,label,confidence"
-    assert json.loads((tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()[0]).keys() == {
-        *("id", "label", "confidence")
-    }
-
-
-def shown(written: str) -> str:
-    out = io.StringIO()
-    Console(file=out, width=100).print(judge.table(ANSWERS, written))
-    return out.getvalue()
-
-
-def test_the_table_lists_the_answers_or_counts_them() -> None:
-    assert "a/1.png  c,t 75.0%  dög 25.0%" in shown("")
-    assert "2 answers in a.csv" in shown("a.csv")
-    assert "c,t  2" in shown("a.csv")

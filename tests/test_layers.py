@@ -18,7 +18,7 @@ STOREYS = (
     {"report"},
     {"study", "edge"},
     {"run"},
-    {"session", "judge"},
+    {"session", "judge", "ask"},
     {"modelfile", "results"},
     {"recipe"},
     {"training", "evaluation", "data", "augment", "model"},

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import weightclass as wc
-from weightclass import judge, modelfile, recipe
+from weightclass import ask, modelfile, recipe
 from weightclass.cli import main
 from weightclass.errors import UserError
 from weightclass.model import resnet
@@ -65,7 +65,7 @@ def recipes(root: Path) -> None:
         "unknown-table": "[trian]\nepochs = 3",
         "deep": 'base = "based.toml"',
         "based": 'base = "quickstart"',
-        "baseless": 'base = "nothing"',
+        "baseless": 'base = "nowhere"',
         "base-number": "base = 7",
         "list": "train = 3",
         "nan": "[optimizer]\nname = 'sgd'\nlr = nan",
@@ -151,12 +151,13 @@ def there(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 MISTAKES = {
     # recipes
     "train quikstart": "no recipe is called 'quikstart': did you mean quickstart?",
+    "train good": "good is a folder: weightclass train folder data.path=good",
     "train nowhere.toml": "recipe nowhere.toml: cannot be read: No such file",
     "train syntax.toml": "syntax.toml: not valid TOML: ",
     "train latin.toml": "recipe latin.toml: cannot be read: not UTF-8",
     "train unknown-table.toml": "unknown key trian: did you mean train?",
     "train deep.toml": "its base 'based.toml' has a base itself",
-    "train baseless.toml": "no recipe is called 'nothing'",
+    "train baseless.toml": "no recipe is called 'nowhere'",
     "train base-number.toml": "no recipe is called '7'",
     "train nul.toml": "cannot be read",
     "train list.toml": "train = 3: expected table",
@@ -215,6 +216,11 @@ MISTAKES = {
     "predict ours.safetensors broken/dog": "0.jpg: ",
     "predict ours.safetensors good --fit stretch": "fit 'stretch': choose from crop, pad, squash",
     "predict ours.safetensors good --top 0": "--top",
+    "predict ours.safetensors ''": "an empty name among the pictures",
+    "predict ours.safetensors good --csv ''": "Invalid value for '--csv': an empty name",
+    "predict ours.safetensors good --csv .": "could not write .: it is a folder",
+    "predict ours.safetensors good --csv a --json a": "--csv and --json are the same file",
+    "predict good/cat/0.png ours.safetensors": "a picture, no model: the model comes first",
     "predict ours.safetensors good --csv notes.txt/a.csv": "could not write notes.txt/a.csv",
     # models
     "eval nowhere": "nowhere: no model.safetensors there",
@@ -223,7 +229,11 @@ MISTAKES = {
     "eval cut.safetensors": "cut.safetensors: not a readable safetensors file",
     "eval later.safetensors": "later.safetensors: its format is weightclass/9",
     "eval ours.safetensors --mean 0.5,0.5,0.5": "leave out --mean",
-    "eval ours.safetensors --data folder": "data.path",
+    "eval ours.safetensors --data folder": "does not tell where its pictures lie: give --data FOLDER",
+    "eval ours.safetensors --data good --data-path good": "data 'good' is a folder already: leave out --data-path",
+    "eval ours.safetensors --data digits": "has 2 classes and images of [3, 12, 12], digits has 10 and [1, 8, 8]",
+    "eval ours.safetensors --data splits --split test": "splits: has no test images, only",
+    "eval ours.safetensors --save ''": "Invalid value for '--save': an empty name",
     "eval ours.safetensors --data good": "class 'cat' of the pictures is not one of the model's",
     "eval ours.safetensors --data cifr10": "cifr10",
     f"eval cut.pth {USUAL}": "cut.pth: ",
@@ -384,7 +394,7 @@ def test_no_image_bytes_end_in_a_traceback(
         content = file.read_bytes()
     file.write_bytes(content[:at] + noise + content[at + len(noise) :])
     try:
-        answers, broken = judge.predict(classifier(), [file])
+        answers, broken = ask.predict(classifier(), [file])
     except UserError as error:
         answers, broken = [], [str(error)]
     assert (len(answers), len(broken)) in ((1, 0), (0, 1))

@@ -83,6 +83,31 @@ def test_pictures_of_any_kind_and_size_are_read(tmp_path: Path) -> None:
     assert not torch.equal(model.read(picture, "pad"), model.read(np.ascontiguousarray(array[:, :9]), "pad"))
 
 
+def test_one_picture_or_many_or_none() -> None:
+    model, array = made_up(), np.full((20, 20), 7, np.uint8)
+    for one in (array, np.dstack([array] * 3), array[:, :, None], Image.fromarray(array), pictures(1)[0]):
+        assert len(model.predict(one)) == 1
+    assert len(model.predict(np.stack([array] * 3))) == len(model.predict(pictures(3).unbind())) == 3
+    assert model.predict([]) == []
+
+
+@pytest.mark.parametrize("array", [np.zeros((9, 9, 3)), np.zeros((9, 9, 3), np.int64)])
+def test_an_array_that_is_no_picture_is_refused(array: np.ndarray) -> None:
+    with pytest.raises(UserError, match=r"an array of .* is no picture: give uint8"):
+        made_up().predict([array])
+
+
+def test_no_answer_cannot_be_asked_for() -> None:
+    with pytest.raises(UserError, match="top = 0: ask for one class at least"):
+        made_up().predict(pictures(1), top=0)
+
+
+def test_equal_models_make_equal_files(tmp_path: Path) -> None:
+    for number in range(3):
+        modelfile.save(tmp_path / str(number), made_up())
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(3)}) == 1
+
+
 def test_there_are_no_more_answers_than_classes() -> None:
     assert len(made_up().predict(pictures(1), top=99)[0].top) == 10
 

@@ -144,7 +144,11 @@ def test_evaluating_counts_as_a_reading(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "message"), [("validation", r"data.validation = 0"), ("tset", r"split 'tset': did you mean test\?")]
+    ("split", "message"),
+    [
+        ("validation", r"its data has no validation images, only test, train: choose another --split"),
+        ("tset", r"split 'tset': did you mean test\?"),
+    ],
 )
 def test_a_split_that_is_not_there(finished: Path, split: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

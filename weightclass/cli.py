@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+from weightclass import __version__
 from weightclass.errors import UserError
 
 _STARTED = time.monotonic()
@@ -23,7 +25,8 @@ class Numbers(click.ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
         try:
-            return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
+            parts = re.split(r"[,\s]+", value.strip("()[], ")) if isinstance(value, str) else value
+            return tuple(map(float, parts))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers such as 0.5,0.5,0.5", param, ctx)
 
@@ -37,6 +40,15 @@ def _several(*options: Any) -> Any:
         return function
 
     return decorate
+
+
+class Place(click.ParamType):
+    """A file or folder to write; an empty name (an unset variable, most likely) is a mistake."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        return value or self.fail("an empty name", param, ctx)
 
 
 _device = click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu")
@@ -64,14 +76,16 @@ class Verbs(click.Group):
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="weightclass")
+@click.version_option(__version__)
 def cli() -> None:
     """The strongest image classifier under a parameter budget, proven, and shipped to a small device."""
 
 
 @cli.command()
 @_recipe
-@click.option("--out", default="runs", show_default=True, help="where the run folders go")
+@click.option(
+    "--out", type=Place(), metavar="FOLDER", default="runs", show_default=True, help="where the run folders go"
+)
 @click.option("--time-limit", default="", help="save and stop in time: 90s, 9m, 1.5h")
 @click.option("--quiet", is_flag=True, help="print nothing but errors")
 def train(words: tuple[str, ...], out: str, time_limit: str, quiet: bool) -> int:
@@ -95,7 +109,7 @@ def train(words: tuple[str, ...], out: str, time_limit: str, quiet: bool) -> int
 @click.option("--data", default="", help="other images: a folder of class folders, or cifar10, cifar100, digits")
 @click.option("--data-path", default="", help="where the data lies, if not where the recipe says")
 @click.option("--views", is_flag=True, help="also with test-time views (mirrored, shifted), reported apart")
-@click.option("--save", default="", metavar="FOLDER", help="draw confusions, calibration and mistakes there")
+@click.option("--save", type=Place(), metavar="FOLDER", help="draw confusions, calibration and mistakes there")
 @_device
 @_published
 def evaluate(
@@ -104,8 +118,11 @@ def evaluate(
     """Score MODEL: a finished run's folder, its model file, or a published CIFAR-ResNet's state dict."""
     from weightclass import judge, modelfile
     from weightclass.evaluation import metrics
+    from weightclass.files import check_writable
     from weightclass.runlog import console, left_out, working
 
+    if save:
+        check_writable(f"{save}/confusion.png")
     classifier = modelfile.load(model, device, **said)
     with working("decoding") as progress:
         judged = judge.labelled(classifier, split, data, data_path, progress)
@@ -113,6 +130,9 @@ def evaluate(
         cards = judge.scorecards(classifier, judged, views, save, progress)
     for line in left_out(judged.left_out):
         print(line, file=sys.stderr)
+    if judged.names_from:
+        named = ", ".join(f"{i} = {name}" for i, name in enumerate(judged.images.classes[:4]))
+        print(f"class names are those of {judged.names_from}, in alphabetical order: {named} ...", file=sys.stderr)
     console().print(metrics.table(cards.pop(judge.PLAIN), cards))
     if save:
         console().print(f"\npictures in {save}", markup=False)
@@ -123,8 +143,8 @@ def evaluate(
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="how many classes to name")
-@click.option("--csv", default="", metavar="FILE", help="write id,label,confidence there")
-@click.option("--json", "jsonl", default="", metavar="FILE", help="write one JSON object a line there")
+@click.option("--csv", type=Place(), metavar="FILE", help="write id,label,confidence there")
+@click.option("--json", "jsonl", type=Place(), metavar="FILE", help="write one JSON object a line there")
 @click.option("--fit", help="crop, pad or squash pictures into the model's shape  [default: the model's]")
 @_device
 @_published
@@ -132,22 +152,27 @@ def predict(
     model: str, images: tuple[str, ...], top: int, csv: str, jsonl: str, fit: Any, device: str, **said: Any
 ) -> int:
     """Name what is on IMAGES: files, folders (all pictures below), or CIFAR batches (python or binary)."""
-    from weightclass import judge, modelfile
-    from weightclass.runlog import console, left_out, working
+    from weightclass import ask, modelfile
+    from weightclass.files import check_writable
+    from weightclass.runlog import left_out, working
 
+    if csv and csv == jsonl:
+        raise UserError(f"--csv and --json are the same file, {csv}: name two")
+    for file in filter(None, (csv, jsonl)):
+        check_writable(file)  # before the work, not after it
     classifier = modelfile.load(model, device, **said)
     with working("predicting") as progress:
-        answers, broken = judge.predict(classifier, images, top, fit, progress)
-    judge.write(answers, csv, jsonl)
+        answers, broken = ask.predict(classifier, images, top, fit, progress)
+    ask.write(answers, csv, jsonl)
     for line in left_out(broken):
         print(line, file=sys.stderr)
-    console().print(judge.table(answers, csv or jsonl), markup=False)
+    ask.show(answers, csv or jsonl)
     return 0
 
 
 @cli.command()
 @_recipe
-@click.option("--draw", default="", metavar="FILE", help="save a drawing of the network as this .png")
+@click.option("--draw", type=Place(), metavar="FILE", help="save a drawing of the network as this .png")
 def weigh(words: tuple[str, ...], draw: str) -> int:
     """Weigh a recipe's network against its budget: parameters, MACs, bytes, activations."""
     from weightclass import run
@@ -178,6 +203,7 @@ def _sorted(words: tuple[str, ...]) -> tuple[str, list[str]]:
 
 def main(args: list[str] | None = None) -> None:
     """Parse, run, and turn a user's mistake into one line on stderr and exit code 2."""
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()  # closed by whoever started us
     for stream in (sys.stdout, sys.stderr):  # a Windows code page may lack the bars of a table
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -191,6 +217,9 @@ def main(args: list[str] | None = None) -> None:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print(f"error: {message.rstrip('.') if help_ else message}{help_}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        sys.exit(141)
     except OSError as error:  # whatever the parts did not foresee
         print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)

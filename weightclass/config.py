@@ -7,16 +7,17 @@ them. This module knows only how any such struct is merged, overridden, checked,
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import math
 import re
 import tomllib
-import types
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import tomli_w
+from msgspec import inspect
 
 from weightclass.errors import UserError
 
@@ -44,32 +45,27 @@ def parse_toml(text: str, where: str) -> Tree:
 def parse_override(text: str, struct: type[msgspec.Struct]) -> tuple[list[str], Any]:
     """Split `table.key=value` and read the value as the key's type asks.
 
-    Lists need no quotes or brackets: `model.channels=128,100,164,200`, `augment.ops=crop(4),flip`; `none` empties a
-    key that may be empty.
+    Lists need no quotes or brackets: `model.channels=128,100,164,200`, `augment.ops=crop(4),flip`.
     """
     key, equals, raw = text.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
         raise UserError(f"override {text!r}: expected table.key=value, for example train.epochs=30")
-    return path, _read_value(raw.strip(), _leaf_type(struct, path))
+    return path, _read_value(raw.strip(), _kinds(struct, *path))
 
 
-def _read_value(raw: str, leaf: Any) -> Any:
-    kinds = _options(leaf)
-    scalar = _read_scalar(raw)
-    if raw == "none" and types.NoneType in kinds:
-        return None
-    if list in kinds and not isinstance(scalar, list):
-        parts = _split_list(raw)
-        if len(parts) == 1 and kinds & {int, float} and isinstance(scalar, int | float):
-            return scalar  # `int | list[int]`: one number stays one number
-        if str not in kinds:
-            return [_read_value(part, _element(leaf)) for part in parts]
-    if str in kinds and not isinstance(scalar, str | list | dict):
-        return scalar if kinds & {int, float, bool} else raw  # a text may look like a number, a date, a truth
-    if float in kinds and re.fullmatch(r"[+-]?(\d+\.|\.\d+)", raw):
+def _read_value(raw: str, kinds: Sequence[inspect.Type]) -> Any:
+    plain = {type(kind) for kind in kinds}
+    items = [kind.item_type for kind in kinds if isinstance(kind, inspect.CollectionType)]
+    value = _read_scalar(raw)
+    alone = isinstance(value, int) and inspect.IntType in plain  # `int | list[int]`: one number stays one number
+    if items and not alone and not isinstance(value, list):
+        return [_read_value(part, items) for part in _split_list(raw)]
+    if plain <= {inspect.StrType, inspect.LiteralType}:
+        return value if isinstance(value, str) else raw  # a text may look like a number, a date, a truth
+    if inspect.FloatType in plain and re.fullmatch(r"[+-]?(\d+\.|\.\d+)", raw):
         return float(raw)  # `.5`, which is not TOML but common on a command line
-    return scalar
+    return value
 
 
 def _read_scalar(raw: str) -> Any:
@@ -93,79 +89,34 @@ def _split_list(raw: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-# --- the shape of a struct ---------------------------------------------------------------------------------
+@functools.cache
+def _described(struct: type[msgspec.Struct]) -> inspect.Type:
+    return inspect.type_info(struct)
 
 
-def _options(annotation: Any) -> set[Any]:
-    """The plain kinds an annotation admits: a union's members, `list` for any sequence."""
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
-        return set().union(*(_options(option) for option in get_args(annotation)))
-    if hasattr(annotation, "__metadata__"):
-        return _options(annotation.__origin__)
-    if origin is Literal:
-        return {type(choice) for choice in get_args(annotation)}
-    if origin is not None:
-        return {list if origin is tuple else origin}
-    return {annotation}
-
-
-def _element(annotation: Any) -> Any:
-    """What a list holds: `int` of `list[int]`, `tuple[int, ...]`, `int | list[int]`."""
-    if get_origin(annotation) in (list, tuple):
-        return get_args(annotation)[0]
-    inner = [_element(part) for part in get_args(annotation) if list in _options(part)]
-    return inner[0] if inner else str
-
-
-def _structs(annotation: Any) -> list[type[msgspec.Struct]]:
-    return [kind for kind in _options(annotation) if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
-
-
-def _tag(struct: type[msgspec.Struct]) -> tuple[str, str] | None:
-    config = struct.__struct_config__
-    return (config.tag_field, config.tag) if config.tag_field else None  # type: ignore[return-value]
-
-
-def _pick(annotation: Any, value: Any) -> type[msgspec.Struct] | None:
-    """The struct that `value` is meant for; in a tagged union its tag decides, else the first stands in."""
-    structs = sorted(_structs(annotation), key=lambda kind: kind.__name__)
-    for struct in structs:
-        tag = _tag(struct)
-        if tag and isinstance(value, Mapping) and value.get(tag[0]) == tag[1]:
-            return struct
-    return structs[0] if structs else None
-
-
-def _leaf_type(struct: type[msgspec.Struct], path: list[str]) -> Any:
-    """The annotation at `path`, or `str` where there is none (the unknown key is reported later, by name)."""
-    hints = get_type_hints(struct, include_extras=True)
-    annotation = hints.get(path[0], str)
-    if len(path) == 1:
-        return annotation
-    found = [_leaf_type(kind, path[1:]) for kind in _structs(annotation) if path[1] in kind.__struct_fields__]
-    return Union[tuple(found)] if found else str  # noqa: UP007 (a union made of values)
+def _kinds(struct: type[msgspec.Struct], *path: str) -> list[inspect.Type]:
+    """What the key at `path` may hold, the members of a union one by one; nothing where there is no such key."""
+    kinds = [_described(struct)]
+    for key in path:
+        tables = [kind for kind in kinds if isinstance(kind, inspect.StructType)]
+        found = [field.type for table in tables for field in table.fields if field.name == key]
+        kinds = [kind for each in found for kind in (each.types if isinstance(each, inspect.UnionType) else (each,))]
+    return kinds
 
 
 # --- merging -----------------------------------------------------------------------------------------------
 
 
 def merge(base: Tree, over: Tree, struct: type[msgspec.Struct]) -> Tree:
-    """`base` with `over` on top. Where `over` names another kind of a tagged table, the base's keys there go:
-    they were the other kind's (momentum means nothing to AdamW)."""
-    merged = dict(base)
-    hints = get_type_hints(struct)
-    for key, value in over.items():
-        old = merged.get(key)
-        if not (isinstance(value, Mapping) and isinstance(old, Mapping)):
-            merged[key] = value
-            continue
-        inner = _pick(hints.get(key), {**old, **value})
-        tag = _tag(inner) if inner else None
-        if tag and tag[0] in value and value[tag[0]] != old.get(tag[0]):
-            merged[key] = dict(value)
-        else:
-            merged[key] = merge(dict(old), dict(value), inner) if inner else {**old, **value}
+    """`base` with `over` on top, table by table. Where `over` names another kind of a tagged table, the base's keys
+    there go: they were the other kind's (momentum means nothing to AdamW)."""
+    merged = base | over
+    for key in base.keys() & over.keys():
+        old, new = base[key], over[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            tags = {kind.tag_field for kind in _kinds(struct, key) if isinstance(kind, inspect.StructType)}
+            same = all(new.get(tag, old.get(tag)) == old.get(tag) for tag in tags)
+            merged[key] = old | new if same else new
     return merged
 
 
@@ -188,38 +139,34 @@ def apply_overrides(tree: Tree, overrides: Iterable[str], struct: type[msgspec.S
 
 def build(tree: Tree, struct: type[T], where: str) -> T:
     """Check `tree` against `struct`. The first mistake is a `UserError` with key, reason and near miss."""
-    _check_keys(tree, struct, where, "")
+    _check(tree, struct, where)
     try:
         return msgspec.convert(tree, struct)
     except msgspec.ValidationError as error:
         raise UserError(f"{where}: {_explain(str(error), tree, struct)}") from None
 
 
-def _check_keys(tree: Mapping[str, Any], struct: type[msgspec.Struct], where: str, prefix: str) -> None:
-    hints = get_type_hints(struct, include_extras=True)
-    tag = _tag(struct)
-    known = list(struct.__struct_fields__) + ([tag[0]] if tag else [])
-    for key, value in tree.items():
-        if key not in known:
-            kind = f" of {tag[1]}" if tag else ""
-            raise UserError(f"{where}: unknown key {prefix}{key}{kind}{near_miss(key, known)}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{where}: {prefix}{key} = {value}: expected a finite number")
-        inner = _pick(hints.get(key), value)
-        if inner and isinstance(value, Mapping):
-            _check_tag(value, hints[key], where, f"{prefix}{key}")
-            _check_keys(value, inner, where, f"{prefix}{key}.")
-
-
-def _check_tag(value: Mapping[str, Any], annotation: Any, where: str, path: str) -> None:
-    tags = sorted(tag for tag in map(_tag, _structs(annotation)) if tag)
-    if not tags:
+def _check(value: Any, struct: type[msgspec.Struct], where: str, *path: str) -> None:
+    """Refuse, with a near miss, keys and kinds of table that there are not; and numbers that are not finite."""
+    key = ".".join(path)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: {key} = {value}: expected a finite number")
+    tables = {str(kind.tag): kind for kind in _kinds(struct, *path) if isinstance(kind, inspect.StructType)}
+    if not tables or not isinstance(value, Mapping):
         return
-    field, names = tags[0][0], [name for _, name in tags]
-    if field not in value:
-        raise UserError(f"{where}: {path}.{field} is missing: choose from {', '.join(names)}")
-    if value[field] not in names:
-        raise UserError(f"{where}: {path}.{field} = {value[field]!r}{near_miss(str(value[field]), names)}")
+    name, table = next(iter(tables.items()))
+    if tag := table.tag_field:
+        if tag not in value:
+            raise UserError(f"{where}: {key}.{tag} is missing: choose from {', '.join(sorted(tables))}")
+        name = str(value[tag])
+        if name not in tables:
+            raise UserError(f"{where}: {key}.{tag} = {value[tag]!r}{near_miss(name, sorted(tables))}")
+    known = [field.name for field in tables[name].fields] + ([tag] if tag else [])
+    for part, inner in value.items():
+        if part not in known:
+            of = f" of {name}" if tag else ""
+            raise UserError(f"{where}: unknown key {'.'.join([*path, part])}{of}{near_miss(part, known)}")
+        _check(inner, struct, where, *path, part)
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
@@ -230,35 +177,26 @@ def near_miss(word: str, known: Iterable[str]) -> str:
 
 
 def _explain(message: str, tree: Tree, struct: type[msgspec.Struct]) -> str:
-    """msgspec's message with the key in front: `train.epochs = -3: expected int >= 1`."""
+    """msgspec's message with the key in front and TOML's words: `train.epochs = -3: expected int >= 1`."""
     reason, _, path = message.partition(" - at `$")
     path = path.rstrip("`").lstrip(".")
-    if reason.startswith("Expected"):
-        for ours, theirs in _WORDS.items():
-            reason = re.sub(rf"\b{ours}\b", theirs, reason).replace("`", "")
+    keys = re.findall(r"[^.\[\]]+", path)
     value: Any = tree
-    parts = re.findall(r"[^.\[\]]+", path)
-    for part in parts:
-        try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        except (KeyError, ValueError, IndexError, TypeError):
-            return f"{path}: {reason}"
+    for key in keys:
+        value = value[key] if isinstance(value, Mapping) else value[int(key)]
+    if reason.startswith("Expected"):
+        for theirs, ours in _WORDS.items():
+            reason = reason.replace(theirs, ours)
     if isinstance(value, Mapping):
         return f"[{path}] {reason}" if path else reason
     if reason.startswith("Invalid enum value"):
-        leaf = _leaf_type(struct, [part for part in parts if not part.isdigit()])
-        return f"{path} = {value!r}{near_miss(str(value), _choices(leaf))}"
+        (choice,) = (kind for kind in _kinds(struct, *keys) if isinstance(kind, inspect.LiteralType))
+        return f"{path} = {value!r}{near_miss(str(value), map(str, choice.values))}"
     return f"{path} = {value!r}: {reason}"
 
 
 # msgspec's words to TOML's
-_WORDS = {"Expected": "expected", "array": "list", "object": "table", "bool": "true or false", "null": "none"}
-
-
-def _choices(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return [str(choice) for choice in get_args(annotation)]
-    return [choice for part in get_args(annotation) for choice in _choices(part)]
+_WORDS = {"Expected": "expected", "array": "list", "object": "table", "bool": "true or false", "`": ""}
 
 
 def to_tree(struct: msgspec.Struct) -> Tree:
@@ -267,30 +205,20 @@ def to_tree(struct: msgspec.Struct) -> Tree:
 
 
 def to_toml(struct: msgspec.Struct) -> str:
-    """TOML text of every key, defaults included; reads back to an equal struct.
-
-    TOML has no null: a key that is None is left out, so None must be its default.
-    """
-    return tomli_w.dumps(_without_none(to_tree(struct)))
+    """TOML text of every key, defaults included; reads back to an equal struct. TOML has no null, so no key has."""
+    return tomli_w.dumps(to_tree(struct))
 
 
-def _without_none(tree: Tree) -> Tree:
-    return {key: _without_none(v) if isinstance(v, dict) else v for key, v in tree.items() if v is not None}
-
-
-def fingerprint(struct: msgspec.Struct, *more: str) -> str:
+def fingerprint(table: Table, *more: str) -> str:
     """16 hex digits over every key that can change the weights, and over `more` (the data's hash)."""
-    payload = msgspec.json.encode([_weighty(struct), list(more)], order="sorted")
+    payload = msgspec.json.encode([_weighty(table), list(more)], order="sorted")
     return hashlib.sha256(payload).hexdigest()[:16]
 
 
-def _weighty(value: Any) -> Any:
-    if isinstance(value, msgspec.Struct):
-        cosmetic = getattr(value, "cosmetic", frozenset())
-        fields = {key: _weighty(getattr(value, key)) for key in value.__struct_fields__ if key not in cosmetic}
-        tag = _tag(type(value))
-        return {**fields, **({tag[0]: tag[1]} if tag else {})}
-    return value
+def _weighty(table: Table) -> Tree:
+    tree = {key: value for key, value in to_tree(table).items() if key not in table.cosmetic}
+    inner = {key: getattr(table, key, None) for key in tree}  # None: a tag, which is a key but no attribute
+    return tree | {key: _weighty(value) for key, value in inner.items() if isinstance(value, Table)}
 
 
 # --- quantities --------------------------------------------------------------------------------------------

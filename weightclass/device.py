@@ -65,7 +65,8 @@ def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
     torch.set_num_threads(threads)
     precision = config.precision
     if precision == "auto":
-        precision = "bfloat16" if _bfloat16(device) else "float32"
+        cuda = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if cuda or (device == "cpu" and bfloat16_pays()) else "float32"
     compiled = config.compile == "on" or (config.compile == "auto" and device == "cuda")
     if compiled and (problem := compile_problem(device)):
         if config.compile == "on":
@@ -109,27 +110,20 @@ def available(wanted: str) -> str:
 
 
 def _honour(config: Machine, earlier: Decisions) -> Decisions:
-    wanted: dict[str, Any] = {"device": config.device, "threads": config.threads or "auto"}
-    wanted |= {"precision": config.precision, "compile": config.compile}
-    taken: dict[str, Any] = msgspec.to_builtins(earlier) | {"compile": "on" if earlier.compile else "off"}
-    for key, value in wanted.items():
-        if value not in ("auto", taken[key]):
+    taken = {"device": earlier.device, "threads": earlier.threads, "precision": earlier.precision}
+    taken["compile"] = "on" if earlier.compile else "off"
+    for key, value in taken.items():
+        if (wanted := getattr(config, key)) not in ("auto", 0, value):
             raise UserError(
-                f"machine.{key} = {value}, but this run was started with {taken[key]}: leave it, or train "
+                f"machine.{key} = {wanted}, but this run was started with {value}: leave it, or train "
                 "in another folder with --out"
             )
     available(earlier.device)
     return earlier
 
 
-def _bfloat16(device: str) -> bool:
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and bfloat16_pays()
-
-
-def bfloat16_pays(least: float = 1.3) -> bool:
-    """Whether a bf16 convolution, forward and backward, is at least `least` times as fast as float32 on this CPU.
+def bfloat16_pays() -> bool:
+    """Whether a bf16 convolution, forward and backward, is at least 1.3 times as fast as float32 on this CPU.
 
     On CPUs without bf16 instructions it is up to 100 times slower, so one round decides there.
     """
@@ -147,7 +141,7 @@ def bfloat16_pays(least: float = 1.3) -> bool:
     if seconds(True) > 5 * full:
         return False
     rounds = [(seconds(False), seconds(True)) for _ in range(5)]
-    return min(a for a, _ in rounds) >= least * min(b for _, b in rounds)
+    return min(a for a, _ in rounds) >= 1.3 * min(b for _, b in rounds)
 
 
 def compile_problem(device: str) -> str | None:
@@ -163,21 +157,16 @@ def environment() -> Mapping[str, Any]:
     """Where a run ran: versions, processor, accelerator. Goes into environment.json."""
     import numpy
 
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    named = re.search(r"model name\s*: (.+)", _read(_ROOT / "proc/cpuinfo"))
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a str of its own kind, which not every encoder takes
         "numpy": numpy.__version__,
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": named[1] if named else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "accelerator": accelerator,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _processor() -> str:
-    named = re.search(r"model name\s*: (.+)", _read(_ROOT / "proc/cpuinfo"))
-    return named[1] if named else platform.processor() or platform.machine()
 
 
 # --- memory ------------------------------------------------------------------------------------------------
@@ -205,28 +194,21 @@ _ROOT = Path("/")
 
 def _free_memory() -> int:
     """Bytes of RAM that this process may still take; 4 GB where the system does not tell."""
-    if told := re.search(r"MemAvailable:\s+(\d+) kB", _read(_ROOT / "proc/meminfo")):
-        return max(min([1024 * int(told[1]), *_free_in_control_groups()]), 0)
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # of all there is
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 4 * 10**9
-
-
-def _free_in_control_groups() -> Iterator[int]:
-    for folder, text in _control_groups("memory.max"):
-        if text.isdigit():
+    told = re.search(r"MemAvailable:\s+(\d+) kB", _read(_ROOT / "proc/meminfo"))
+    free = 1024 * int(told[1]) if told else 4 * 10**9
+    for folder, limit in _control_groups("memory.max"):
+        if limit != "max":
             cache = re.search(r"\binactive_file (\d+)", _read(folder / "memory.stat"))  # files that were read once
-            yield int(text) - int(_read(folder / "memory.current") or 0) + int(cache[1] if cache else 0)
+            taken = int(_read(folder / "memory.current") or 0) - int(cache[1] if cache else 0)
+            free = min(free, max(0, int(limit) - taken))
+    return free
 
 
 def _control_groups(name: str) -> Iterator[tuple[Path, str]]:
     """(folder, text) of the file `name` in each of this process's Linux control groups, which bound a container."""
-    for line in _read(_ROOT / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        top = _ROOT / "sys/fs/cgroup" / controllers  # version 2 names none here and has one tree for all
-        inner = top / path.lstrip("/")
-        for folder in (inner, *inner.parents):
+    top = _ROOT / "sys/fs/cgroup"
+    for path in re.findall(r"^0::/(.*)", _read(_ROOT / "proc/self/cgroup"), re.MULTILINE):
+        for folder in (top / path, *(top / path).parents):
             if folder.is_relative_to(top) and (text := _read(folder / name)):
                 yield folder, text
 

@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,10 +42,15 @@ def cured(path: Path) -> Iterator[None]:
 def atomic_write(path: Path | str, data: bytes | str) -> None:
     """Write `data` (text as UTF-8, newlines kept) so that `path` holds all of it or what it held before.
 
-    Makes the folder where it is missing. Raises UserError where the disk is full or the place not writable.
+    Makes the folder where it is missing, keeps a file's mode, follows a link, and just writes to what is no file (a
+    device, a pipe). Raises UserError where the disk is full or the place not writable.
     """
-    path = Path(path)
+    path = _target(path)
     payload = data.encode() if isinstance(data, str) else data
+    if path.exists() and not path.is_file():
+        with cured(path):
+            path.write_bytes(payload)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: a rename across disks is a copy
     with cured(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,23 +59,40 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
                 file.write(payload)
                 file.flush()
                 os.fsync(file.fileno())
+            if path.exists():
+                shutil.copymode(path, temporary)
             replace(temporary, path)
-        except BaseException:  # a Ctrl-C too
+        finally:  # after a Ctrl-C too
             _discard(temporary)
-            raise
         _sync_folder(path.parent)
+
+
+def _target(path: Path | str) -> Path:
+    path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+    if path.is_dir():
+        raise UserError(f"could not write {path}: it is a folder; name a file")
+    return path
+
+
+def check_writable(path: Path | str) -> None:
+    """Raise now the UserError that `atomic_write` would raise after the work."""
+    path = _target(path)
+    if not path.exists() or path.is_file():
+        with (
+            cured(path),
+            tempfile.TemporaryFile(dir=next(above for above in path.absolute().parents if above.exists())),
+        ):
+            pass
 
 
 def replace(temporary: Path, path: Path) -> None:
     """Rename, patiently on Windows, where a scanner or another reader may hold either for a moment."""
-    for left in reversed(range(_TRIES)):
-        try:
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(PermissionError):
             temporary.replace(path)
             return
-        except PermissionError:
-            if not left:
-                raise
-            time.sleep(0.05)
+        time.sleep(0.05)
+    temporary.replace(path)
 
 
 def _discard(path: Path) -> None:
@@ -106,8 +130,11 @@ def run_lock(folder: Path | str) -> Iterator[None]:
         try:
             lock.acquire()
         except filelock.Timeout:
+            holder = "unknown"  # it has only just taken the lock, or Windows lets nobody else read now
+            with contextlib.suppress(OSError):
+                holder = (folder / ".lock.pid").read_text(encoding="utf-8").strip()
             cure = "wait for it or choose another folder with --out"
-            raise UserError(f"another process (pid {_holder(folder)}) is using {folder}: {cure}") from None
+            raise UserError(f"another process (pid {holder}) is using {folder}: {cure}") from None
     try:
         with contextlib.suppress(OSError):  # a folder below that goes meanwhile
             for leftover in folder.rglob(".*.tmp"):
@@ -117,13 +144,6 @@ def run_lock(folder: Path | str) -> Iterator[None]:
     finally:
         _discard(folder / ".lock.pid")
         lock.release()
-
-
-def _holder(folder: Path) -> str:
-    try:
-        return (folder / ".lock.pid").read_text(encoding="utf-8").strip() or "unknown"
-    except OSError:
-        return "unknown"  # it has only just taken the lock, or Windows lets nobody else read now
 
 
 # --- names -------------------------------------------------------------------------------------------------

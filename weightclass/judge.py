@@ -1,38 +1,27 @@
-"""What is done with a finished model: judge it on labelled pictures, ask it about unlabelled ones."""
+"""A finished model judged on labelled pictures: those it was trained beside, another set's, or anybody's folder."""
 
 from __future__ import annotations
 
-import csv
-import glob
-import io
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
 
 import msgspec
 import torch
 from torch import Tensor
 
 from weightclass import config, modelfile, results
-from weightclass.data import cifar, folder, images, sources
-from weightclass.data.ahead import ahead
+from weightclass.data import folder, sources
 from weightclass.data.dataset import Dataset
 from weightclass.data.download import cache_folder
-from weightclass.data.images import Fit
 from weightclass.data.sources import Data
-from weightclass.device import cores
 from weightclass.errors import UserError
-from weightclass.evaluation import metrics, pictures
+from weightclass.evaluation import charts, grids, metrics
 from weightclass.evaluation.metrics import Scorecard
 from weightclass.evaluation.views import VIEWS, once
-from weightclass.files import atomic_write, write_jsonl
-from weightclass.modelfile import Classifier, Prediction
+from weightclass.modelfile import Classifier
 
-PLAIN = "one view"
+PLAIN, ALL = "one view", "all"
 SPLITS = ("test", "validation", "train")
 SETS = ("digits", *sources.CIFARS, "folder")
 Progress = Callable[[int, int], object]
@@ -45,6 +34,8 @@ class Judged:
     images: Dataset
     split: str
     left_out: tuple[str, ...] = ()
+    names_from: str = ""
+    """Where a published model, which has none, was given its classes' names from."""
 
 
 def evaluate(
@@ -53,7 +44,8 @@ def evaluate(
     """Score a model on labelled pictures: those of its recipe, another set's, or those of another folder (`data`).
 
     `split` is train, validation or test (empty: test where there is one); a look at the test set is counted in the
-    model's run folder. Pictures that cannot be read are left out. Raises UserError.
+    model's run folder, as is one at a whole folder, for it may be the test set. Pictures that cannot be read are left
+    out. Raises UserError.
     """
     classifier = model if isinstance(model, Classifier) else modelfile.load(model, device)
     return scorecards(classifier, labelled(classifier, split, data, data_path))[PLAIN]
@@ -71,7 +63,7 @@ def scorecards(
     `save` names a folder for the plain scorecard's pictures.
     """
     home = classifier.path.parent if classifier.path else Path()
-    if judged.split == "test" and (result := results.read(home)):
+    if judged.split in ("test", ALL) and (result := results.read(home)):
         results.write(home, msgspec.structs.replace(result, test_readings=results.count_reading(home, "eval")))
     images, looks = judged.images, {PLAIN: once} | (VIEWS if views else {})
     logits = {name: classifier.logits(images.images, look, progress) for name, look in looks.items()}
@@ -86,15 +78,13 @@ def scorecards(
 def draw(card: Scorecard, logits: Tensor, judged: Dataset, where: Path, headline: str) -> None:
     """confusion.png, reliability.png and, where there are mistakes, confused.png and mistakes.png: what a person would
     rather look at than read."""
-    pictures.confusion(card, where / "confusion.png", headline)
-    pictures.reliability(card, where / "reliability.png", headline)
-    pictures.confused(card, judged.images, judged.labels, logits, where / "confused.png", f"most confused, {headline}")
+    charts.confusion(card, where / "confusion.png", headline)
+    charts.reliability(card, where / "reliability.png", headline)
+    (where / "confused.png").unlink(missing_ok=True)  # an earlier model's, where this one confuses nothing
+    grids.confused(card, judged.images, judged.labels, logits, where / "confused.png", f"most confused, {headline}")
     confidence, best = logits.softmax(1).max(1)
     truth, said = ([judged.classes[label] for label in labels.tolist()] for labels in (judged.labels, best))
-    pictures.mistakes(judged.images, truth, said, confidence, where / "mistakes.png", f"mistakes of {headline}")
-
-
-# --- labelled pictures -------------------------------------------------------------------------------------
+    grids.mistakes(judged.images, truth, said, confidence, where / "mistakes.png", f"mistakes of {headline}")
 
 
 def labelled(
@@ -106,10 +96,15 @@ def labelled(
     if data not in ("", *SETS):
         if not Path(data).expanduser().is_dir():
             raise UserError(f"data {data!r}: no such folder; or choose from {', '.join(SETS)}")
+        if data_path:
+            raise UserError(f"data {data!r} is a folder already: leave out --data-path")
         return _other_folder(classifier, split, data, progress)
     settings = config.to_tree(classifier.recipe.data) if data in ("", classifier.recipe.data.name) else {"name": data}
     settings["path"] = data_path or _home_path(classifier, data)
-    parts = sources.load(config.build(settings, Data, "the model's data"), progress)
+    table = config.build(settings, Data, "the model's data")
+    if table.name == "folder" and not table.path:
+        raise UserError(f"{classifier.name}: does not tell where its pictures lie: give --data FOLDER, or --data-path")
+    parts = _fitting(classifier, table).load(progress)
     if not data and (trained_on := classifier.facts.get("data")) and trained_on != parts.digest():
         raise UserError(
             f"{classifier.name}: its pictures have changed since it was trained, and with them its splits: say what to "
@@ -117,8 +112,19 @@ def labelled(
         )
     split = split or ("test" if parts.test else "validation")
     if (found := getattr(parts, split)) is None:
-        raise UserError(f"{classifier.name}: no {split} images: its recipe holds none out (data.{split} = 0)")
+        there = ", ".join(name for name in SPLITS if getattr(parts, name))
+        raise UserError(f"{classifier.name}: its data has no {split} images, only {there}: choose another --split")
     return Judged(_renumbered(found, _matched(classifier, found.classes)), split, parts.left_out)
+
+
+def _fitting(classifier: Classifier, table: Data) -> sources.Found:
+    """The set, refused before it is fetched where the model cannot be judged on it."""
+    found = sources.find(table)
+    if (found.image_shape, found.classes) != (classifier.image_shape, len(classifier.classes)):
+        ours = f"{len(classifier.classes)} classes and images of {list(classifier.image_shape)}"
+        theirs = f"{found.classes} and {list(found.image_shape)}"
+        raise UserError(f"{classifier.name}: has {ours}, {table.name} has {theirs}: name fitting images with --data")
+    return found
 
 
 def _home_path(classifier: Classifier, data: str) -> str:
@@ -138,9 +144,9 @@ def _other_folder(classifier: Classifier, split: str, data: str, progress: Progr
         raise UserError(f"{data}: has no {split} images, only {', '.join(found.splits)}")
     ours = _matched(classifier, found.classes)
     decoded = folder.decode(found, which, classifier.recipe.data.fit, cache_folder(), progress)
-    whole = len(found.splits) == 1 and not split  # what it was trained on is nobody's guess: count it as a test
     images = _renumbered(Dataset(decoded.images, decoded.labels, found.classes), ours)
-    return Judged(images, "test" if whole else which, decoded.left_out)
+    names_from = "" if ours == classifier.classes else data
+    return Judged(images, ALL if len(found.splits) == 1 else which, decoded.left_out, names_from)
 
 
 def _matched(classifier: Classifier, theirs: tuple[str, ...]) -> tuple[str, ...]:
@@ -159,110 +165,3 @@ def _matched(classifier: Classifier, theirs: tuple[str, ...]) -> tuple[str, ...]
 def _renumbered(found: Dataset, ours: tuple[str, ...]) -> Dataset:
     numbers = torch.tensor([ours.index(name) for name in found.classes])
     return Dataset(found.images, numbers[found.labels], ours)
-
-
-# --- unlabelled pictures -----------------------------------------------------------------------------------
-
-TOGETHER = 256  # pictures that are read and answered at a time
-LISTED, SHOWN = 1000, 12  # answers that a terminal is given, and classes that a summary names
-
-
-def predict(
-    model: Classifier,
-    inputs: Sequence[str | Path],
-    top: int = 1,
-    fit: Fit | None = None,
-    progress: Progress | None = None,
-) -> tuple[list[tuple[str, Prediction]], list[str]]:
-    """(id, answer) for files, folders (every picture below) and CIFAR batches, and a line for each broken file.
-
-    A picture's id is its path, an image's of a batch its number or what the batch calls it, the batch's name in front
-    where there are several files.
-    """
-    if fit and fit not in get_args(Fit):
-        raise UserError(f"fit {fit!r}{config.near_miss(fit, get_args(Fit))}")
-    files = list(dict.fromkeys(file for given in inputs for file in _files(given)))
-    answers: list[tuple[str, Prediction]] = []
-    broken: list[str] = []
-    loaded = ahead((partial(_load, model, file, fit, len(files) > 1) for file in files), cores(), 2 * TOGETHER)
-    done = 0
-    while chunk := list(islice(loaded, TOGETHER)):
-        broken += [str(one) for one in chunk if isinstance(one, UserError)]
-        if sound := [one for one in chunk if not isinstance(one, UserError)]:
-            logits = model.logits(torch.cat([pixels for _, pixels in sound]))
-            ids = [each for names, _ in sound for each in names]
-            answers += zip(ids, modelfile.answers(logits, model.classes, top), strict=True)
-        done += len(chunk)
-        if progress:
-            progress(done, len(files))
-    if not answers:
-        raise UserError(f"no picture could be read; the first of {len(broken)}: {broken[0]}")
-    return answers, broken
-
-
-def _load(model: Classifier, file: Path, fit: Fit | None, several: bool) -> tuple[list[str], Tensor] | UserError:
-    """Ids and pixels uint8 [n, C, H, W] of a picture or of a batch; an error is told, not raised."""
-    try:
-        if file.suffix.lower() in images.SUFFIXES:
-            return [images.shown(file.as_posix())], model.read(file, fit).unsqueeze(0)
-        batch, ids = cifar.read_batch(file)
-        ids = [f"{images.shown(file.name)}/{each}" for each in ids] if several else ids
-    except UserError as error:
-        return error
-    if batch.shape[1:] == model.image_shape:
-        return ids, torch.from_numpy(batch)
-    return ids, torch.stack([model.read(one, fit) for one in batch.transpose(0, 2, 3, 1)])
-
-
-def _files(given: str | Path) -> list[Path]:
-    if not Path(given).exists():  # Windows' shells leave *.jpg to the program
-        if found := sorted(glob.glob(str(given), recursive=True)):  # noqa: PTH207 (patterns may be absolute)
-            return [file for each in found for file in _files(each)]
-        raise UserError(f"{given}: no such file or folder")
-    if not Path(given).is_dir():
-        return [Path(given)]
-    try:
-        found = images.listed(Path(given))
-    except OSError as error:
-        raise UserError(f"{error.filename or given}: {error.strerror or error}") from None
-    if not found:
-        raise UserError(f"{given}: no pictures in it ({', '.join(sorted(images.SUFFIXES))})")
-    return found
-
-
-def write(answers: Sequence[tuple[str, Prediction]], as_csv: str | Path = "", as_json: str | Path = "") -> None:
-    """The answers as a CSV file (id,label,confidence; more of the three for more classes) and as JSON lines."""
-    if as_csv:
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rest = range(2, len(answers[0][1].top) + 1)
-        rows.writerow(["id", "label", "confidence", *(f"{key}_{n}" for n in rest for key in ("label", "confidence"))])
-        for name, answer in answers:
-            rows.writerow([name, *(value for label, share in answer.top for value in (label, f"{share:.6f}"))])
-        atomic_write(as_csv, text.getvalue())
-    if as_json:
-        records: list[dict[str, Any]] = []
-        for name, answer in answers:
-            top = [{"label": label, "confidence": share} for label, share in answer.top]
-            records.append({"id": name, **top[0]} | ({"top": top} if len(top) > 1 else {}))
-        write_jsonl(as_json, records)
-
-
-def table(answers: Sequence[tuple[str, Prediction]], written: str | Path = "") -> Any:
-    """For rich: a line for each picture or, where they are in a file, how many of each class there are."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    if not written and len(answers) <= LISTED:
-        for name, answer in answers:
-            grid.add_row(Text(name), *(Text(f"{label} {share:.1%}") for label, share in answer.top))
-        return grid
-    counts = Counter(answer.label for _, answer in answers).most_common()
-    for label, count in counts[:SHOWN]:
-        grid.add_row(Text(label), f"{count:,}")
-    if len(counts) > SHOWN:
-        grid.add_row(f"and {len(counts) - SHOWN} classes more", "")
-    where = f"in {written}" if written else "(--csv and --json list them)"
-    return Group(Text(f"{len(answers):,} answers {where}"), grid)

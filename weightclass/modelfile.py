@@ -73,23 +73,42 @@ class Classifier:
             self.network, pixels, lambda x: normalise(x, mean, std), views=views, progress=progress
         ).cpu()
 
-    def predict(self, pictures: Tensor | Sequence[Any], top: int = 1) -> list[Prediction]:
+    def predict(self, pictures: Any, top: int = 1) -> list[Prediction]:
         """The `top` likeliest classes of each picture.
 
-        `pictures` is uint8 [n, C, H, W] in the network's own size, or a list of pictures of any size: paths, Pillow
-        images, or uint8 arrays [height, width] or [height, width, 3].
+        `pictures` is uint8 [n, C, H, W] in the network's own size, or pictures of any size: a list of paths, Pillow
+        images or uint8 arrays ([height, width] or [height, width, 3]), an array of them, or a single one.
         """
-        if not isinstance(pictures, Tensor):
-            pictures = torch.stack([self.read(picture) for picture in pictures])
+        if top < 1:
+            raise UserError(f"top = {top}: ask for one class at least")
+        if not (isinstance(pictures, Tensor) and pictures.ndim == 4):
+            read = [self.read(picture) for picture in ([pictures] if _is_one(pictures) else pictures)]
+            pictures = torch.stack(read) if read else torch.empty(0, *self.image_shape, dtype=torch.uint8)
         return answers(self.logits(pictures), self.classes, top)
 
     def read(self, picture: Any, fit: Fit | None = None) -> Tensor:
         """One picture as uint8 [C, H, W], made to fit as the training images were (or as `fit` says)."""
+        if isinstance(picture, Tensor):
+            return picture  # in the network's own size, which `logits` checks
         if isinstance(picture, np.ndarray):
-            from PIL import Image
-
-            picture = Image.fromarray(picture)
+            picture = _from_array(picture)
         return torch.from_numpy(images.read(picture, self.image_shape, fit or self.recipe.data.fit))
+
+
+def _is_one(pictures: Any) -> bool:
+    if isinstance(pictures, np.ndarray):
+        return pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] in (1, 3, 4))
+    return isinstance(pictures, str | Path | Tensor) or hasattr(pictures, "convert")  # a Pillow image
+
+
+def _from_array(picture: np.ndarray) -> Any:
+    from PIL import Image
+
+    try:
+        return Image.fromarray(picture.squeeze(2) if picture.shape[2:] == (1,) else picture)
+    except (TypeError, ValueError):
+        kind = f"{picture.dtype} {list(picture.shape)}"
+        raise UserError(f"an array of {kind} is no picture: give uint8 [height, width] or [height, width, 3]") from None
 
 
 def answers(logits: Tensor, classes: Sequence[str], top: int = 1) -> list[Prediction]:
@@ -118,9 +137,17 @@ def save(path: Path, model: Classifier) -> int:
         "facts": json.dumps(model.facts, sort_keys=True),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
-    payload = to_bytes(tensors, header)
+    payload = _sorted(to_bytes(tensors, header))
     atomic_write(path, payload)
     return len(payload)
+
+
+def _sorted(payload: bytes) -> bytes:
+    """The same file with its header's keys in order, which safetensors shuffles: equal models make equal files."""
+    size = int.from_bytes(payload[:8], "little")
+    header = json.dumps(json.loads(payload[8 : 8 + size]), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    padded = header.encode() + b" " * (-len(header.encode()) % 8)
+    return len(padded).to_bytes(8, "little") + padded + payload[8 + size :]
 
 
 def _portable(recipe: Recipe) -> Recipe:
@@ -144,8 +171,10 @@ def load(
     file is executed. Raises UserError.
     """
     file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-    if not file.exists():
+    if not str(path) or not file.exists():
         raise UserError(f"{path}: no {FILE_NAME} there; give a finished run's folder or a model file")
+    if file.suffix.lower() in images.SUFFIXES:
+        raise UserError(f"{path}: a picture, no model: the model comes first")
     header, tensors = _ours(file)
     if header is None:
         model = _published(file, tuple(mean), tuple(std), pool, size)
@@ -165,13 +194,16 @@ def _ours(file: Path) -> tuple[dict[str, str] | None, dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        file.open("rb").close()  # safetensors takes every refusal of the system for a missing file
         with safe_open(file, "pt") as handle:
             header = handle.metadata() or {}
             if header.get("format", "").startswith("weightclass/"):
                 if header["format"] != FORMAT:
                     raise UserError(f"{file}: its format is {header['format']}, this version reads {FORMAT}")
                 return header, {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
         if file.suffix == ".safetensors":
             raise UserError(f"{file}: not a readable safetensors file: {error}") from None
     return None, {}
@@ -209,10 +241,11 @@ def _plain(tensor: Tensor) -> Tensor:
 def _published(file: Path, mean: tuple[float, ...], std: tuple[float, ...], pool: str, size: int) -> Classifier:
     found = published.infer(published.read(file), str(file), size or 32, pool)
     channels = found.image_shape[0]
+    mean, std = tuple(map(float, mean)), tuple(map(float, std))
     if len(mean) != channels or len(std) != channels:
         raise UserError(
             f"{file}: does not say how its images were normalised: give --mean and --std with {channels} number(s) "
-            "each, for example CIFAR-10's usual --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010"
+            "each (of 0..1), for example CIFAR-10's usual --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010"
         )
     likely = {which.classes: (name, which.names) for name, which in CIFARS.items()} if channels == 3 else {}
     name, classes = likely.get(found.classes, ("folder", tuple(f"class {label}" for label in range(found.classes))))

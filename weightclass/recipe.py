@@ -72,12 +72,16 @@ def load(name: str, *overrides: str) -> Named:
 
 def _read(name: str, beside: Path = Path()) -> tuple[dict[str, Any], str]:
     path = beside / name
-    if path.suffix == ".toml" or len(Path(name).parts) > 1:
+    if path.suffix == ".toml" or (len(Path(name).parts) > 1 and not path.is_dir()):
         try:
             return config.parse_toml(path.read_text(encoding="utf-8"), name), path.stem
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UserError(f"recipe {name}: cannot be read: {reason}") from None
+    if name and name not in names() and Path(name).is_dir():
+        raise UserError(
+            f"{name} is a folder: weightclass train folder data.path={shlex.quote(name)} trains on its pictures"
+        )
     if name not in names():
         raise UserError(f"no recipe is called {name!r}{config.near_miss(name, names())} (or a path ending in .toml)")
     text = resources.files("weightclass").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from torch import Tensor
 from weightclass import __version__, device, judge, modelfile, recipe, results
 from weightclass.data import sources
 from weightclass.data.sources import Found
-from weightclass.evaluation import pictures
+from weightclass.evaluation import charts, grids
 from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import run_lock, safe_name
 from weightclass.model import budget
@@ -164,8 +164,8 @@ def draw(session: Session, card: Scorecard, logits: Tensor) -> None:
     folder, name = session.folder, session.named.name
     headline = f"{name}: {card.accuracy:.2%} on {card.n:,} {session.judged_on} images"
     judge.draw(card, logits, session.split(session.judged_on), folder, headline)
-    pictures.curves(session.metrics.records, folder / "curves.png", headline)
+    charts.curves(session.metrics.records, folder / "curves.png", headline)
     first = next(session.loader.epoch(0))
     seen = session.pipeline.augment(first.images, 0, first.slots).cpu()
     labels = [session.splits.train.classes[label] for label in first.labels.tolist()]
-    pictures.samples(seen, labels, folder / "samples.png", f"what {name} sees in training")
+    grids.samples(seen, labels, folder / "samples.png", f"what {name} sees in training")

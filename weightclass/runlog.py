@@ -36,7 +36,11 @@ def console() -> Any:
     """The rich console on standard output; wide enough for tables where there is no terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=False)
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the program, a training too
+
+    return Piped(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=False)
 
 
 def human_seconds(seconds: float) -> str:
@@ -149,8 +153,11 @@ class Meter:
     def say(self, text: str) -> None:
         """One line, above the bar where there is one."""
         if not self.quiet:
-            self.console.print(text, markup=False)
-            self.console.file.flush()
+            try:
+                self.console.print(text, markup=False)
+                self.console.file.flush()
+            except OSError:  # a closed pipe, a full disk under the log: no reason to lose a training
+                self.quiet = True
 
     def close(self) -> None:
         """Take the bar away."""

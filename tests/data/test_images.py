@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from functools import cache
 from pathlib import Path
@@ -290,3 +291,40 @@ def test_listing_follows_links_once(tmp_path: Path):
     except OSError:
         pytest.skip("this system lets nobody link")
     assert images.listed(tmp_path / "root") == [tmp_path / "root" / "link" / "x.jpg"]
+
+
+def test_pictures_that_pillow_cannot_read_are_listed_and_named(tmp_path: Path):
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic and more")
+    (tmp_path / "b.svg").write_text("<svg/>", encoding="utf-8")
+    assert [path.name for path in images.listed(tmp_path)] == ["a.HEIC", "b.svg"]
+    assert why_not(tmp_path / "a.HEIC").endswith("a HEIC picture or a film, which is not read: convert it to JPEG")
+    assert why_not(tmp_path / "b.svg").endswith("not an image")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_upwards_is_not_followed(tmp_path: Path):
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").touch()
+    (tmp_path / "cats" / "loop").symlink_to("..")
+    (tmp_path / "cats" / "elsewhere").symlink_to(tmp_path / "dogs")
+    assert [path.relative_to(tmp_path).as_posix() for path in images.listed(tmp_path / "cats")] == [
+        *("cats/0.png", "cats/elsewhere/0.png")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_one"),
+    [
+        ("a.jpg", b"", True),
+        ("a.heic", b"", True),
+        ("a.bin", b"\xff\xd8\xff\xe0", False),
+        ("photo", b"\xff\xd8\xff\xe0", True),
+        ("data_batch_1", b"\x80\x04\x95", False),
+        ("notes.txt", b"hello", False),
+        ("empty", b"", False),
+    ],
+)
+def test_what_is_a_picture(tmp_path: Path, name: str, content: bytes, is_one: bool):
+    (tmp_path / name).write_bytes(content)
+    assert images.is_picture(tmp_path / name) is is_one

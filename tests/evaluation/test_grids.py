@@ -28,12 +28,10 @@ def test_samples(tmp_path: Path, count: int, channels: int, tall: int, wide: int
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", ["uint8", "unit", "normalised"])
-def test_samples_are_true_to_the_pixel(tmp_path: Path, channels: int, kind: str) -> None:
+def test_samples_are_true_to_the_pixel(tmp_path: Path, channels: int) -> None:
     images = ramp(7, channels, 8, 8)
     images[0, :, 0, 0], images[0, :, 0, 1] = 0, 255
-    given = {"uint8": images, "unit": images / 255, "normalised": (images / 255 - 0.45) / 0.22}[kind]
-    grids.samples(given, list("abcdefg"), tmp_path / "samples.png", "x")
+    grids.samples(images, list("abcdefg"), tmp_path / "samples.png", "x")
     pixels = read(tmp_path / "samples.png")
     first = pixels[52 : 52 + 128, 14 : 14 + 128]  # below the title's strip, right of the gap
     expected = images[0].expand(3, 8, 8).permute(1, 2, 0).numpy().repeat(16, 0).repeat(16, 1)
@@ -95,7 +93,7 @@ def test_confused_shows_each_pair_most_confident_first(tmp_path: Path) -> None:
     first, second = 52 + 28 + 64, 52 + 28 + 64 + 202  # the middles of the two rows of tiles
     assert [int(pixels[first, 14 + i * 142 + 64, 0]) for i in range(3)] == [120, 60, 0]
     assert [int(pixels[second, 14 + i * 142 + 64, 0]) for i in range(3)] == [180, 255, 255]
-    assert images.reads == [4]
+    assert images.reads == [3, 1]
 
 
 @pytest.mark.parametrize(("side", "columns"), [(8, 10), (64, 10), (96, 10), (224, 6), (300, 5)])
@@ -107,7 +105,7 @@ def test_confused_has_room_for_large_images(tmp_path: Path, side: int, columns: 
     grids.confused(card, images, labels, logits, tmp_path / "c.png", "taken")
     tile = {8: 128, 64: 128, 96: 96, 224: 224, 300: 256}[side]
     assert read(tmp_path / "c.png").shape[1] == 14 + columns * (tile + 14)
-    assert images.reads == [20]
+    assert images.reads == [10, 10]
 
 
 def test_nothing_is_confused_nothing_is_written(tmp_path: Path) -> None:
@@ -121,9 +119,9 @@ def test_nothing_is_confused_nothing_is_written(tmp_path: Path) -> None:
 # --- the grid ----------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 64), st.floats(0.05, 20))
+@given(st.integers(1, 64), st.floats(0.05, 20))
 def test_columns_waste_little(count: int, tallness: float) -> None:
     columns = grids._columns(count, tallness)
-    assert 1 <= columns <= max(1, count)
+    assert 1 <= columns <= count
     rows = math.ceil(count / columns)
     assert rows * columns - count < max(columns, 2)

@@ -8,7 +8,7 @@ import matplotlib
 import pytest
 
 from tests.reference.pictures import ramp, read
-from weightclass.evaluation import pictures
+from weightclass.evaluation import charts, grids
 from weightclass.evaluation.page import page
 
 
@@ -25,11 +25,11 @@ def test_an_error_leaves_the_old_picture_and_no_litter(tmp_path: Path) -> None:
 
 def test_style_does_not_leak(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
-    pictures.curves([{"epoch": 1, "lr": 0.1}], tmp_path / "curves.png", "a run")
+    charts.curves([{"epoch": 1, "lr": 0.1}], tmp_path / "curves.png", "a run")
     assert dict(matplotlib.rcParams) == before
 
 
 def test_same_picture_twice_is_the_same_file(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        pictures.samples(ramp(2, 3, 8, 8), ["a", "b"], tmp_path / name, "a grid")
+        grids.samples(ramp(2, 3, 8, 8), ["a", "b"], tmp_path / name, "a grid")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

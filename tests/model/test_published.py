@@ -234,7 +234,7 @@ def test_nothing_in_a_file_is_run(tmp_path):
     for zipped in (True, False):
         content = {"net": small(), "trap": Trap(tmp_path / "sprung")}
         path = written(tmp_path / "net.pth", content, _use_new_zipfile_serialization=zipped)
-        assert "would run its author's code" in refused(path)
+        assert "it could run its author's code" in refused(path)
     assert not (tmp_path / "sprung").exists()
     torch.load(path, weights_only=False)
     assert (tmp_path / "sprung").exists()  # the trap was a trap
@@ -254,7 +254,7 @@ def test_foreign_objects_are_named_with_a_cure(tmp_path, monkeypatch, zipped):
             warnings.simplefilter("ignore")  # a module's source is looked for when it is saved
             path = written(tmp_path / "net.pth", content, _use_new_zipfile_serialization=zipped)
         text = refused(path)
-        assert re.search(rf"holds \S*{re.escape(name)}, and loading that would run its author's code", text)
+        assert re.search(rf"holds \S*{re.escape(name)}, and no object but tensors and plain values", text)
         assert 'torch.save(model.state_dict(), "net.pth")' in text
 
 
@@ -456,3 +456,13 @@ def test_a_zip_bomb_is_refused_unopened(tmp_path: Path) -> None:
     assert (tmp_path / "bomb.pth").stat().st_size < 50_000
     with pytest.raises(UserError, match="damaged, or not a file of weights"):
         read(tmp_path / "bomb.pth")
+
+
+def test_weights_under_any_single_name_are_found(tmp_path: Path) -> None:
+    weights = {name: tensor.clone() for name, tensor in build(SMALL, (3, 8, 8), 5, seed=0).state_dict().items()}
+    optimizer = {"state": {0: {"momentum": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
+    torch.save({"model_state": weights, "optimizer": optimizer, "epoch": 3}, tmp_path / "a.pth")
+    assert read(tmp_path / "a.pth").keys() == {name for name in weights if "num_batches" not in name}
+    torch.save({"one": weights, "two": weights}, tmp_path / "b.pth")
+    with pytest.raises(UserError, match="no weights in it"):
+        read(tmp_path / "b.pth")

@@ -311,12 +311,12 @@ def test_memory_that_really_runs_out(tmp_path: Path) -> None:
         ({"seed": -1}, "seed = -1"),
         ({"checkpoint_seconds": 0.0}, "checkpoint_seconds = 0.0"),
         ({"epoch": 3}, "unknown key epoch: did you mean epochs?"),
-        ({"micro_batch": 256}, "micro_batch and bn_group must be at most batch_size"),
-        ({"bn_group": 256}, "micro_batch and bn_group must be at most batch_size"),
+        ({"micro_batch": 256}, "and at most batch_size"),
+        ({"bn_group": 256}, "and at most batch_size"),
         ({"micro_batch": 32}, "bn_group (128) must divide micro_batch (32)"),
         ({"micro_batch": 32, "bn_group": 24}, "bn_group (24) must divide micro_batch (32)"),
-        ({"micro_batch": 1}, "must be 0 or at least 2"),
-        ({"micro_batch": 4, "bn_group": 1}, "must be 0 or at least 2"),
+        ({"micro_batch": 1}, "must be 0 or at least 2 (one image has no batch statistics)"),
+        ({"micro_batch": 4, "bn_group": 1}, "must be 0 or at least 2 (one image has no batch statistics)"),
     ],
 )
 def test_refuses(mistake: dict[str, Any], message: str) -> None:

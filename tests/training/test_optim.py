@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tests.reference import tiny_run
 from weightclass import config
@@ -23,11 +22,6 @@ def test_norms_and_biases_decay_only_if_told(table: Any, decay_norms: bool) -> N
         vector = "bn" in name or name.endswith((".bias", "shortcut.1.weight"))
         assert decay.pop(id(parameter)) == (0.01 if decay_norms or not vector else 0.0), name
     assert not decay
-
-
-def test_a_network_without_vectors_makes_one_group() -> None:
-    optimizer = optim.build(optim.SGD(), nn.Linear(2, 2, bias=False))
-    assert len(optimizer.param_groups) == 1
 
 
 @pytest.mark.parametrize(
@@ -66,5 +60,5 @@ def test_settings_arrive(table: Any, kind: type, settings: dict[str, Any]) -> No
 )
 def test_refuses(table: Any, mistake: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        config.build(mistake, table, "optimizer")
+        config.build({"name": table.__struct_config__.tag, **mistake}, table, "optimizer")
     assert message in str(caught.value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import operator
 import os
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,10 @@ class Cifar:
     archive: str  # of the binary folder
     sha256: str
     folders: tuple[str, str]
-    files: tuple[
-        tuple[str, int], ...
-    ]  # names (in the binary folder with .bin) and numbers of images; the test set last
+    files: tuple[tuple[str, int], ...]  # name (in the binary folder with .bin) and images of each; the test set last
     label_bytes: int  # before the pixels of a binary record; the last counts: CIFAR-100's coarse class comes first
     label_key: str
-    lists: tuple[str, str]  # of the classes
-    list_key: str
-    names: tuple[str, ...]  # the classes in the order of their labels, for folders without a list
+    names: tuple[str, ...]  # of the classes, in the order of their labels
 
     @property
     def classes(self) -> int:
@@ -59,8 +54,6 @@ CIFAR10 = Cifar(
     files=(*((f"data_batch_{number}", 10_000) for number in range(1, 6)), ("test_batch", 10_000)),
     label_bytes=1,
     label_key="labels",
-    lists=("batches.meta.txt", "batches.meta"),
-    list_key="label_names",
     names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )
 CIFAR100 = Cifar(
@@ -71,8 +64,6 @@ CIFAR100 = Cifar(
     files=(("train", 50_000), ("test", 10_000)),
     label_bytes=2,
     label_key="fine_labels",
-    lists=("fine_label_names.txt", "meta"),
-    list_key="fine_label_names",
     names=tuple(
         """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
         castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
@@ -97,11 +88,10 @@ def read(which: Cifar, path: str = "") -> tuple[Dataset, Dataset]:
     try:
         files = _locate(which, path)
         parts = [_read_file(which, file) for file in files]
-        names = _class_names(which, files[0].with_name(which.lists[files[0].suffix != ".bin"]))
     except OSError as error:
         raise UserError(f"{error.filename or which.name}: {error.strerror or error}: {which.cure}") from None
     _check(which, files, [labels for _, labels in parts])
-    return _join(parts[:-1], names), _join(parts[-1:], names)
+    return _join(which, parts[:-1]), _join(which, parts[-1:])
 
 
 def read_batch(path: Path) -> tuple[np.ndarray, list[str]]:
@@ -161,7 +151,7 @@ def _find(which: Cifar, where: Path) -> list[Path]:
 
 def _unpacked(which: Cifar, archive: Path) -> list[Path]:
     files = [cache_folder() / which.folders[0] / f"{name}.bin" for name, _ in which.files]
-    unpack(archive, files[0].parent, [*(file.name for file in files), which.lists[0]])
+    unpack(archive, files[0].parent, [file.name for file in files])
     return files
 
 
@@ -169,14 +159,15 @@ def _unpacked(which: Cifar, archive: Path) -> list[Path]:
 
 
 def _read_file(which: Cifar, file: Path) -> Part:
-    size = file.stat().st_size if file.is_file() else 0
-    if not size or (file.suffix == ".bin" and size % _width(which, file)):
-        raise _damaged(which, file, size)
+    if not file.is_file() or not file.stat().st_size:
+        raise _damaged(which, file, "nothing" if file.is_file() else "no such file")
     if file.suffix == ".bin":
-        records = np.fromfile(file, np.uint8).reshape(-1, _width(which, file))
-        batch = {"data": records[:, -PIXELS:], which.label_key: records[:, -PIXELS - 1]}
-    else:
-        batch = load_dict(file)
+        content, width = np.fromfile(file, np.uint8), PIXELS + which.label_bytes
+        if content.size % width:
+            raise _damaged(which, file, f"{content.size:,} bytes, no whole records of {width:,}")
+        records = content.reshape(-1, width)
+        return records[:, -PIXELS:].reshape(-1, 3, 32, 32), records[:, -PIXELS - 1]
+    batch = load_dict(file)
     images, labels = _images(file, batch, which.cure), batch.get(which.label_key)
     if isinstance(labels, list) and all(isinstance(label, int) and abs(label) < 2**63 for label in labels):
         labels = np.array(labels, np.int64)
@@ -220,41 +211,21 @@ def _check(which: Cifar, files: list[Path], labels: list[np.ndarray]) -> None:
 
     A file cut between two records looks whole by itself; beside the others it does not.
     """
-    alike = len({Fraction(len(some), images) for some, (_, images) in zip(labels, which.files, strict=True)}) == 1
+    alike = len({len(some) / images for some, (_, images) in zip(labels, which.files, strict=True)}) == 1
     for file, some, (_, images) in zip(files, labels, which.files, strict=True):
         if not len(some) or not (alike or len(some) == images):
-            raise _damaged(which, file, len(some) * _width(which, file))
+            raise _damaged(which, file, f"{len(some):,} images")
         for place in np.flatnonzero((some < 0) | (some >= which.classes))[:1]:
             wrong = f"image {place} has label {some[place]}, expected 0 to {which.classes - 1}"
             raise UserError(f"{file}: {wrong}: damaged; {which.cure}")
 
 
-def _width(which: Cifar, file: Path) -> int:
-    return PIXELS + which.label_bytes * (file.suffix == ".bin")
+def _damaged(which: Cifar, file: Path, found: str) -> UserError:
+    images, width = dict(which.files)[file.stem], PIXELS + which.label_bytes * (file.suffix == ".bin")
+    return UserError(f"{file}: expected {images * width:,} bytes ({images:,} images), found {found}: {which.cure}")
 
 
-def _damaged(which: Cifar, file: Path, found: int) -> UserError:
-    images = dict(which.files)[file.stem]
-    what = f"found {found:,}" if found else "found none" if file.is_file() else "found no such file"
-    expected = f"{images * _width(which, file):,} bytes ({images:,} images)"
-    return UserError(f"{file}: expected {expected}, {what}: {which.cure}")
-
-
-def _join(parts: list[Part], classes: tuple[str, ...]) -> Dataset:
+def _join(which: Cifar, parts: list[Part]) -> Dataset:
     images = np.concatenate([images for images, _ in parts])
     labels = np.concatenate([labels for _, labels in parts]).astype(np.int64)
-    return Dataset(torch.from_numpy(images), torch.from_numpy(labels), classes)
-
-
-def _class_names(which: Cifar, path: Path) -> tuple[str, ...]:
-    """The names in the folder's own list, or the well-known ones where it has none."""
-    if not path.is_file():
-        return which.names
-    if path.suffix == ".txt":
-        names = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    else:
-        listed = load_dict(path).get(which.list_key)
-        names = [as_text(name) for name in listed if isinstance(name, str | bytes)] if isinstance(listed, list) else []
-    if len(names) != which.classes:
-        raise UserError(f"{path}: lists {len(names)} class names, expected {which.classes}: mend or remove it")
-    return tuple(name.strip() for name in names)
+    return Dataset(torch.from_numpy(images), torch.from_numpy(labels), which.names)

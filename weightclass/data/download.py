@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import tarfile
 import tempfile
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weightclass.errors import UserError
 from weightclass.files import replace
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from weightclass.runlog import working
 
 
 def expand(place: str) -> Path:
@@ -47,13 +46,10 @@ def fetch(url: str, sha256: str, path: Path, cure: str) -> None:
     Pooch writes to another name beside it and renames once the hash agrees.
     """
     import pooch
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress, TimeRemainingColumn
 
-    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TimeRemainingColumn())
-    with _alone(path), Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar: Any = _Bar(progress, path.name)  # pooch's own annotation knows only tqdm
-        downloader: Any = pooch.HTTPDownloader(bar, chunk_size=2**20, timeout=30)
+    pooch.get_logger().setLevel("WARNING")  # what it is about to do, the bar says
+    with alone(path), working(f"{path.name}, MB") as progress:
+        downloader: Any = pooch.HTTPDownloader(_Bar(progress), chunk_size=2**20, timeout=30)  # type: ignore[arg-type]
         try:
             pooch.retrieve(url, f"sha256:{sha256}", path.name, path.parent, downloader=downloader)
         except (OSError, ValueError) as error:  # no network or no room; a hash that does not agree
@@ -62,19 +58,21 @@ def fetch(url: str, sha256: str, path: Path, cure: str) -> None:
 
 
 class _Bar:
-    """rich's bar under the names that pooch calls."""
+    """`working`'s bar under the names that pooch calls, in MB."""
 
-    def __init__(self, progress: Progress, title: str):
-        self.progress, self.task, self.total = progress, progress.add_task(title), None
+    total = done = 0
+
+    def __init__(self, progress: Callable[[int, int], None]):
+        self.progress = progress
 
     def update(self, count: int) -> None:
-        self.progress.update(self.task, total=self.total, advance=count)
+        self.done += count
+        self.progress(self.done // 10**6, self.total // 10**6)
 
     def reset(self) -> None:
-        self.progress.reset(self.task)
+        self.done = 0
 
-    def close(self) -> None:
-        self.progress.stop()
+    def close(self) -> None: ...
 
 
 def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
@@ -83,7 +81,7 @@ def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
     Raises UserError where the archive is cut off, damaged, none at all, or lacks one of them.
     """
     wanted = {f"{folder.name}/{name}" for name in names}
-    with _alone(folder):
+    with alone(folder):
         if folder.is_dir():
             return
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpacking-") as work:
@@ -101,8 +99,7 @@ def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
 def _extract(archive: Path, wanted: set[str], work: Path) -> None:
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
-            inside = tar.extractfile(member) if member.isfile() and member.name in wanted else None
-            if inside:
+            if member.name in wanted and member.isfile() and (inside := tar.extractfile(member)):
                 with Path(work, member.name).open("wb") as outside:
                     shutil.copyfileobj(inside, outside)
     if missing := sorted(name for name in wanted if not Path(work, name).is_file()):
@@ -110,10 +107,18 @@ def _extract(archive: Path, wanted: set[str], work: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """One process at a time makes `path`: the workers of a grid start together."""
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f"{path.name}.lock")):
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"waiting for another process that makes {path}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

@@ -12,9 +12,10 @@ import math
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -27,15 +28,14 @@ from torch import Tensor
 from weightclass.config import near_miss
 from weightclass.data import images
 from weightclass.data.ahead import ahead
-from weightclass.data.download import _alone
+from weightclass.data.download import alone, expand
 from weightclass.data.images import shown
 from weightclass.data.store import Stored
 from weightclass.device import cores
 from weightclass.errors import UserError
 from weightclass.files import replace, safe_name
 
-SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
+SPLITS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 LAYOUT = "expected FOLDER/<class>/*.jpg or FOLDER/train/<class>/*.jpg (val/ and test/ may lie beside train/)"
 
 Files = tuple[tuple[Path, int], ...]
@@ -69,16 +69,15 @@ def find(path: str, size: int = 0, colour: Literal["auto", "grey", "rgb"] = "aut
     """
     if not path:
         raise UserError(f"data.path is empty: set it to a folder of pictures: {LAYOUT}")
+    root = expand(path)
     try:
-        root = Path(path).expanduser()
         if not root.is_dir():
             raise UserError(f"{shown(root)}: {'a file, not a folder' if root.exists() else 'no such folder'}: {LAYOUT}")
         folders = _split_folders(root)
         classes = _classes(folders["train"])
         splits = {split: _files(folder, classes, split) for split, folder in folders.items()}
-    except (OSError, RuntimeError) as error:  # the latter: a ~name that nobody has
-        where = getattr(error, "filename", None) or path
-        raise UserError(f"{shown(where)}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise UserError(f"{shown(error.filename or path)}: {error.strerror or error}") from None
     return Found(root, classes, _image_shape(splits["train"], size, colour), splits)
 
 
@@ -89,13 +88,10 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """`root` as "train", or its subfolders where they are named as splits are."""
-    folders = _subfolders(root)
-    named: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
-    others = [folder for folder in folders if folder.name.lower() not in SPLITS]
-    for folder in folders:
-        if split := SPLITS.get(folder.name.lower()):
-            named[split].append(folder)
-    if not folders or (others and not any(map(_subfolders, named["train"]))):
+    folders, known = _subfolders(root), list(chain(*SPLITS.values()))
+    named = {split: [folder for folder in folders if folder.name.lower() in names] for split, names in SPLITS.items()}
+    others = [folder for folder in folders if folder.name.lower() not in known]
+    if others == folders or (others and not any(map(_subfolders, named["train"]))):
         return {"train": root}  # a class may be called train
     if not named["train"]:
         raise UserError(f"{shown(root)}: train/ is missing beside {folders[0].name}/: {LAYOUT}")
@@ -103,7 +99,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
         if len(twins) > 1:
             raise UserError(f"{shown(root)}: {twins[0].name}/ and {twins[1].name}/ mean the same split: keep one")
     for folder in filter(images.listed, others):
-        guess = near_miss(folder.name.lower(), SPLITS)
+        guess = near_miss(folder.name.lower(), known)
         raise UserError(f"{shown(folder)}: holds pictures beside train/, but is no split{guess} Rename or remove it")
     return {split: found[0] for split, found in named.items() if found}
 
@@ -114,44 +110,41 @@ def _classes(folder: Path) -> tuple[str, ...]:
         if name.encode("utf-8", "replace").decode() != name:
             raise UserError(f"{shown(folder / name)}: the name of this class is not UTF-8 text: rename the folder")
     if len(names) < 2:
-        held = f"only one class folder, {names[0]}/" if names else "no class folders"
-        held = "pictures, but no class folders" if not names and images.listed(folder) else held
-        raise UserError(f"{shown(folder)}: holds {held if any(folder.iterdir()) else 'nothing'}: {LAYOUT}")
+        held = "pictures, but no class folders" if images.listed(folder) else "no class folders"
+        raise UserError(f"{shown(folder)}: holds {f'only one class folder, {names[0]}/' if names else held}: {LAYOUT}")
     return names
 
 
 def _files(folder: Path, classes: tuple[str, ...], split: str) -> Files:
-    """The images of every class, class by class."""
-    for found in _subfolders(folder):
-        if found.name not in classes:
-            raise UserError(f"{shown(found)}: train has no such class{near_miss(found.name, classes)}")
-    files = []
-    for label, name in enumerate(classes):
-        inside = images.listed(folder / name) if (folder / name).is_dir() else []
-        if split == "train" and not inside:
+    """The images of every class, class by class; only train must have some of each."""
+    there = {path.name: path for path in _subfolders(folder)}
+    for name in sorted(there.keys() - set(classes)):
+        raise UserError(f"{shown(there[name])}: train has no such class{near_miss(name, classes)}")
+    listed = {name: images.listed(there[name]) if name in there else [] for name in classes}
+    for name, found in listed.items():
+        if split == "train" and not found:
             raise UserError(f"{shown(folder / name)}: no picture in it (.jpg, .png ...): add some or remove the folder")
-        files += [(path, label) for path in inside]
-    if not files:
+    if not any(listed.values()):
         raise UserError(f"{shown(folder)}: no picture in any class of it: add some or remove the folder")
-    return tuple(files)
+    return tuple((path, label) for label, found in enumerate(listed.values()) for path in found)
 
 
 SAMPLE, LARGEST, SMALLEST = 1000, 64, 8
 
 
 def _image_shape(files: Files, size: int, colour: str) -> tuple[int, int, int]:
-    count = min(len(files), SAMPLE)
-    seen, problem = [], ""
-    for place in range(count):
+    sample = files[:: math.ceil(len(files) / SAMPLE)]
+    seen, problems = [], []
+    for path, _ in sample:
         try:
-            seen.append(images.peek(files[place * len(files) // count][0]))
+            seen.append(images.peek(path))
         except UserError as error:
-            problem = problem or str(error)
+            problems.append(str(error))
     if not seen:
-        raise UserError(f"none of {count} pictures can be read, first {problem}")
+        raise UserError(f"none of {len(sample)} pictures can be read, first {problems[0]}")
     heights, widths, coloured = zip(*seen, strict=True)
-    side = size or max(SMALLEST, min(LARGEST, statistics.median_low(map(min, heights, widths))))
     alike = len(set(heights)) == len(set(widths)) == 1 and max(heights[0], widths[0]) <= LARGEST
+    side = size or max(SMALLEST, min(LARGEST, statistics.median_low(map(min, heights, widths))))
     height, width = (heights[0], widths[0]) if alike and not size else (side, side)
     return 3 if colour == "rgb" or (colour == "auto" and any(coloured)) else 1, height, width
 
@@ -160,8 +153,6 @@ def _image_shape(files: Files, size: int, colour: str) -> tuple[int, int, int]:
 
 VERSION = 1
 """Of what lies in the cache; a change in reading or resampling makes it another."""
-CHUNK = 8
-"""Files that a thread decodes at a time."""
 Progress = Callable[[int, int], object]
 
 
@@ -195,11 +186,11 @@ def decode(found: Found, split: str, fit: images.Fit, cache: Path, progress: Pro
     if kept := _kept(folder):
         return kept
     try:
-        with _alone(cache / "decoding"):
-            for dead in cache.glob(".decoding-*.tmp"):
+        with alone(folder):
+            for dead in cache.glob(f".{folder.name}-*.tmp"):
                 shutil.rmtree(dead, ignore_errors=True)
             if not _kept(folder):  # while we waited
-                with TemporaryDirectory(dir=cache, prefix=".decoding-", suffix=".tmp") as work:
+                with TemporaryDirectory(dir=cache, prefix=f".{folder.name}-", suffix=".tmp") as work:
                     _build(found, split, fit, Path(work, "set"), progress)
                     shutil.rmtree(folder, ignore_errors=True)
                     replace(Path(work, "set"), folder)
@@ -246,7 +237,8 @@ def _build(found: Found, split: str, fit: images.Fit, folder: Path, progress: Pr
     files, digest, labels = found.splits[split], hashlib.sha256(), []
     broken: list[tuple[int, str]] = []
     with (folder / "images.bin").open("wb") as file:
-        rows = _rows(files, partial(_row, image_shape=found.image_shape, fit=fit))
+        jobs = (partial(_row, path, found.image_shape, fit) for path, _ in files)
+        rows = ahead(jobs, cores(), 16 * cores())
         for done, ((path, label), row) in enumerate(zip(files, rows, strict=True), start=1):
             if isinstance(row, str):
                 broken.append((label, f"{shown(path.relative_to(found.root).as_posix())}: {row}"))
@@ -254,7 +246,7 @@ def _build(found: Found, split: str, fit: images.Fit, folder: Path, progress: Pr
                 file.write(row.data)
                 digest.update(row.data)
                 labels.append(label)
-            if progress and (done % (8 * CHUNK) == 0 or done == len(files)):
+            if progress and (done % 64 == 0 or done == len(files)):
                 progress(done, len(files))
         file.flush()
         os.fsync(file.fileno())
@@ -264,17 +256,8 @@ def _build(found: Found, split: str, fit: images.Fit, folder: Path, progress: Pr
     (folder / "index.json").write_bytes(msgspec.json.encode(index))
 
 
-def _rows(files: Files, read: Callable[[Path], np.ndarray | str]) -> Iterator[np.ndarray | str]:
-    """What `read` makes of each file, in order."""
-    chunks = (files[start : start + CHUNK] for start in range(0, len(files), CHUNK))
-    for rows in ahead(
-        (partial(lambda chunk: [read(path) for path, _ in chunk], c) for c in chunks), cores(), 4 * cores()
-    ):
-        yield from rows
-
-
 def _row(path: Path, image_shape: tuple[int, int, int], fit: images.Fit) -> np.ndarray | str:
-    """The image, or the reason why there is none. What is no fault of the content is an error: it may pass."""
+    """The image, or the reason why there is none; what is no fault of the content is an error, for it may pass."""
     try:
         return images.read(path.read_bytes(), image_shape, fit)
     except UserError as error:
@@ -287,11 +270,9 @@ def _row(path: Path, image_shape: tuple[int, int, int], fit: images.Fit) -> np.n
 
 def _check_enough(found: Found, split: str, labels: list[int], broken: list[tuple[int, str]]) -> None:
     """Every class of train, or the whole of another split, has an image left."""
-    if split == "train":
-        for label in sorted(set(range(len(found.classes))) - set(labels)):
-            lines = [line for wrong, line in broken if wrong == label]
-            what = f"class {found.classes[label]!r} of {shown(found.root)}"
-            raise UserError(f"{what}: none of its {len(lines)} pictures can be read, first {lines[0]}")
-    elif not labels:
-        what = f"the {split} set of {shown(found.root)}"
-        raise UserError(f"{what}: none of its {len(broken)} pictures can be read, first {broken[0][1]}")
+    lost = sorted(set(range(len(found.classes))) - set(labels)) if split == "train" else []
+    if lost or not labels:
+        lines = [line for label, line in broken if not lost or label == lost[0]]
+        what = f"class {found.classes[lost[0]]!r}" if lost else f"the {split} set"
+        told = f"none of its {len(lines)} pictures can be read, first {lines[0]}"
+        raise UserError(f"{what} of {shown(found.root)}: {told}")

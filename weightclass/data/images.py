@@ -41,6 +41,9 @@ _FORMATS = {
 }
 SUFFIXES = frozenset(" ".join(_FORMATS.values()).split())
 """Of image files, in lower case; what a file really is, its content tells."""
+FOREIGN = frozenset([".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".jxl", ".svg"])
+"""Pictures too, which Pillow does not read: listed all the same, so that they are named rather than forgotten."""
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
 
 GREY = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 """Pillow's modes without colour."""
@@ -57,20 +60,34 @@ def shown(path: Path | str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
+def is_picture(path: Path) -> bool:
+    """By its name or, where that says nothing, its first bytes; a .bin is a batch whatever it begins with."""
+    if (suffix := path.suffix.lower()) in SUFFIXES | FOREIGN or suffix == ".bin":
+        return suffix != ".bin"
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith(_MAGIC)
+    except OSError:
+        return False
+
+
 def listed(folder: Path) -> list[Path]:
     """Every image file below `folder`, by its name's ending, ordered by posix relative path: alike on every system.
 
-    Links to folders are followed, but no folder is entered twice. Raises OSError where one cannot be listed.
+    Links to folders are followed, but none upwards, and no folder is entered twice. Raises OSError where one cannot be
+    listed.
     """
+    start = Path(folder).resolve()
     found: list[tuple[str, Path]] = []
     entered: set[str] = set()
     for at, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(at)
-        folders[:] = [] if real in entered else sorted(name for name in folders if not hidden(name))
-        if real not in entered:
+        upwards = real != str(start) and start.is_relative_to(real)
+        folders[:] = [] if real in entered or upwards else sorted(name for name in folders if not hidden(name))
+        if real not in entered and not upwards:
             entered.add(real)
             above = Path(at).relative_to(folder).as_posix()
-            wanted = (name for name in names if Path(name).suffix.lower() in SUFFIXES and not hidden(name))
+            wanted = (name for name in names if Path(name).suffix.lower() in SUFFIXES | FOREIGN and not hidden(name))
             found += [(name if above == "." else f"{above}/{name}", Path(at, name)) for name in wanted]
     return [path for _, path in sorted(found)]
 
@@ -95,8 +112,10 @@ def _opened(source: Path | str | bytes | Picture) -> Iterator[Picture]:
             yield source.copy()
             return
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-            if not file.read(1):
+            if not (head := file.read(12)):
                 raise OSError(0, "empty file")
+            if head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis"):
+                raise OSError(0, "a HEIC picture or a film, which is not read: convert it to JPEG")
             with Image.open(file, formats=tuple(_FORMATS)) as image:
                 _check_size(image)
                 yield image

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -26,8 +26,6 @@ from weightclass.errors import UserError
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Amount = Count | Annotated[float, msgspec.Meta(ge=0)]
 """A number of images or, below 1, a share of them."""
-Progress = Callable[[int, int], object]
-
 
 CIFARS = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
 
@@ -92,7 +90,7 @@ class Found:
 
     image_shape: tuple[int, int, int]
     classes: int
-    load: Callable[[Progress | None], Splits]
+    load: Callable[[folder.Progress | None], Splits]
 
 
 def find(config: Data) -> Found:
@@ -107,7 +105,7 @@ def find(config: Data) -> Found:
     return Found((3, 32, 32), which.classes, lambda _: _split(config, *cifar.read(which, config.path)))
 
 
-def load(config: Data, progress: Progress | None = None) -> Splits:
+def load(config: Data, progress: folder.Progress | None = None) -> Splits:
     """The sets that `config` asks for, on the CPU.
 
     Raises UserError, one line, for missing, damaged or foreign files and for a split that cannot be had.
@@ -158,14 +156,14 @@ TEST_SHARE = 0.2
 def _check_splits(config: Data, pictures: folder.Found) -> None:
     """What the folder brings, the recipe cannot ask for, and the other way round."""
     own = pictures.splits
-    clashes = {"validation": config.validation and "validation" in own, "test": config.test and len(own) > 1}
-    clashes["watch_test"] = config.watch_test and "validation" in own
-    for key in (key for key, clash in clashes.items() if clash):
-        value, found = getattr(config, key), ", ".join(own)
-        raise UserError(f"data.{key} = {value}: {pictures.root} has splits of its own ({found}): leave the key out")
+    clashes = {"validation": "validation" in own, "test": len(own) > 1, "watch_test": "validation" in own}
+    for key, clash in clashes.items():
+        if clash and (value := getattr(config, key)):
+            found = f"{pictures.root} has splits of its own ({', '.join(own)})"
+            raise UserError(f"data.{key} = {value}: {found}: leave the key out")
 
 
-def _folder(config: Data, pictures: folder.Found, progress: Progress | None) -> Splits:
+def _folder(config: Data, pictures: folder.Found, progress: folder.Progress | None) -> Splits:
     """Its own splits, or a stratified share as the test set where there is only one."""
     decoded = {split: folder.decode(pictures, split, config.fit, cache_folder(), progress) for split in pictures.splits}
     parts = {split: Dataset(part.images, part.labels, pictures.classes) for split, part in decoded.items()}
@@ -173,5 +171,4 @@ def _folder(config: Data, pictures: folder.Found, progress: Progress | None) -> 
         count = _count(config.test or TEST_SHARE, parts["train"])
         parts["train"], parts["test"] = stratified_split(parts["train"], count, config.split_seed, "test")
     splits = _split(config, parts["train"], parts.get("test"), parts.get("validation"))
-    left_out = tuple(line for part in decoded.values() for line in part.left_out)
-    return Splits(splits.train, splits.validation, splits.test, left_out)
+    return replace(splits, left_out=tuple(line for part in decoded.values() for line in part.left_out))

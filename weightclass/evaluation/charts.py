@@ -27,16 +27,14 @@ def curves(records: Sequence[Record], path: str | Path, title: str) -> None:
     A record is one finished epoch: `epoch` (from 1), any of `{train,validation,test}_{loss,accuracy}` (accuracy in
     0..1), and `lr`. Epochs without a value, or with a NaN, are left out of that curve.
     """
-    with_lr = any("lr" in record for record in records)
-    width, height = 1750 if with_lr else 1250, 480
+    width, height = 1750, 480
     with page(path, title, width, height) as figure:
         figure.set_layout_engine("constrained", rect=box(figure, 0, 0, width, height), w_pad=0.09)
-        axes = figure.subplots(1, 3 if with_lr else 2)
+        axes = figure.subplots(1, 3)
         _panel(axes[0], "loss", records, {f"{split}_loss": colour for split, colour in SPLITS.items()}, "{:.3f}")
         accuracies = {f"{split}_accuracy": colour for split, colour in SPLITS.items()}
         _panel(axes[1], "accuracy, %", records, accuracies, "{:.2f} %", scale=100)
-        if with_lr:
-            _panel(axes[2], "learning rate", records, {"lr": FAINT})
+        _panel(axes[2], "learning rate", records, {"lr": FAINT})
 
 
 def _panel(
@@ -52,14 +50,10 @@ def _panel(
         if form and points:
             axes.plot(*points[-1], "o", color=colour, markersize=4.5, clip_on=False)
             ends.append((points[-1][1], f"{key.partition('_')[0]}\n{form.format(points[-1][1])}", colour))
-    last = max([r["epoch"] for r in records], default=1)
+    last = max((r["epoch"] for r in records), default=1)
     axes.set(title=title, xlabel="epoch", xlim=(1, last) if last > 1 else (0.5, 1.5))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    _label_ends(axes, ends)
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write (height, text, colour) beside the right edge, where a label covers neither a curve nor another label."""
+    # Beside the right edge, where a label covers neither a curve nor another label.
     heights = [float(axes.transLimits.transform((1, value))[1]) for value, _, _ in ends]
     for height, (_, text, colour) in zip(spread(heights, 0.14), ends, strict=True):
         axes.annotate(text, (1, height), (7, 0), "axes fraction", "offset points", color=colour, va="center")

@@ -6,8 +6,10 @@ Of the images only those that are drawn are read.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,13 +20,15 @@ from weightclass.evaluation.metrics import Pair, Scorecard
 from weightclass.evaluation.page import FAINT, GREEN, VERMILLION, box, fit, page, text_width
 from weightclass.evaluation.predict import Images
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 GAP, LINE = 14, 18  # pixels between tiles, and of a line of text
 Line = tuple[str, str, str]  # a name that may be shortened, what follows it, the colour
-Place = tuple[int, int]  # pixels from the left and from the top
 
 
 def samples(images: Images, labels: Sequence[str], path: str | Path, title: str) -> None:
-    """The first 64 of `images` [n, C, H, W], uint8 or float (also normalised), each with its label below."""
+    """The first 64 of `images` [n, C, H, W], uint8, each with its label below."""
     _grid(images[:64], [[(label, "", FAINT)] for label in labels[:64]], path, title)
 
 
@@ -38,7 +42,7 @@ def mistakes(
 ) -> None:
     """The most confident wrong answers, 40 at most, worst first: the answer and its confidence in 0..1, then the truth.
 
-    Without a mistake, the 12 right answers that the network was least sure of. `images` [n, C, H, W], uint8 or float.
+    Without a mistake, the 12 right answers that the network was least sure of. `images` [n, C, H, W], uint8.
     """
     sure = torch.as_tensor(confidence).tolist()
     order = sorted(range(len(truth)), key=lambda i: -sure[i])
@@ -59,20 +63,17 @@ def confused(card: Scorecard, images: Images, labels: Tensor, logits: Tensor, pa
     if not pairs:
         return
     chosen, confidence = _chosen(pairs, labels.cpu(), logits.detach().cpu().double())
-    tiles = _tiles(images[torch.cat(chosen)], 128)
-    tall, wide = tiles.shape[1:3]
-    columns = min(max(map(len, chosen)), 1440 // (wide + GAP))
+    rows = [_tiles(images[indices], 128) for indices in chosen]
+    tall, wide = rows[0].shape[1:3]
+    columns = min(max(map(len, rows)), 1440 // (wide + GAP))
     width, heading = max(columns * (wide + GAP) + GAP, 560), 28
     down = heading + tall + LINE + 2 * GAP  # from row to row
-    pasted: list[tuple[np.ndarray, Place, list[Line]]] = []
-    headings: list[tuple[str, Place]] = []
-    parts = np.split(tiles, np.cumsum([len(indices) for indices in chosen])[:-1])
-    for row, (pair, indices, part) in enumerate(zip(pairs, chosen, parts, strict=True)):
-        headings.append((_heading(card.classes, pair, width - 2 * GAP), (GAP, row * down)))
-        for column, (index, tile) in enumerate(zip(indices.tolist()[:columns], part, strict=False)):
-            place = GAP + column * (wide + GAP), row * down + heading
-            pasted.append((tile, place, [(f"{confidence[index]:.0%}", "", FAINT)]))
-    _paste(path, title, (width, len(pairs) * down), pasted, headings)
+    with _sheet(path, title, width, len(pairs) * down) as axes:
+        for row, (pair, indices, tiles) in enumerate(zip(pairs, chosen, rows, strict=True)):
+            axes.text(GAP, row * down, _heading(card.classes, pair, width - 2 * GAP), fontsize=8, va="top")
+            for column, (index, tile) in enumerate(zip(indices[:columns].tolist(), tiles, strict=False)):
+                place = GAP + column * (wide + GAP), row * down + heading
+                _paste(axes, tile, place, [(f"{confidence[index]:.0%}", "", FAINT)])
 
 
 def _heading(classes: Sequence[str], pair: Pair, room: float) -> str:
@@ -95,39 +96,32 @@ def _grid(images: Tensor, texts: Sequence[Sequence[Line]], path: str | Path, tit
     tiles = _tiles(images, 256 if len(images) <= 6 else 128)
     count, tall, wide, _ = tiles.shape
     columns = _columns(count, tall / wide)
-    across, down = wide + GAP, tall + GAP + LINE * max(map(len, texts), default=0)
-    places = [(GAP + i % columns * across, i // columns * down) for i in range(count)]
-    size = max(columns * across + GAP, 420), max(GAP, math.ceil(count / columns) * down)
-    _paste(path, title, size, list(zip(tiles, places, texts, strict=True)))
+    across, down = wide + GAP, tall + GAP + LINE * max(map(len, texts))
+    with _sheet(path, title, max(columns * across + GAP, 420), math.ceil(count / columns) * down) as axes:
+        for i, (tile, lines) in enumerate(zip(tiles, texts, strict=True)):
+            _paste(axes, tile, (GAP + i % columns * across, i // columns * down), lines)
 
 
-def _paste(
-    path: str | Path,
-    title: str,
-    size: tuple[int, int],
-    tiles: Sequence[tuple[np.ndarray, Place, Sequence[Line]]],
-    headings: Sequence[tuple[str, Place]] = (),
-) -> None:
-    """A page of `size` (width, height) with tiles at their places, lines of text below each, and headings."""
-    width, height = size
-    canvas = np.full((height, width, 3), 255, np.uint8)
+@contextmanager
+def _sheet(path: str | Path, title: str, width: int, height: int) -> Iterator[Axes]:
+    """A page to paste on, in pixels from the left and from the top."""
     with page(path, title, width, height) as figure:
-        axes = figure.add_axes(box(figure, 0, 0, width, height))
+        axes = figure.add_axes(box(figure, 0, 0, width, height), xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
-        for tile, (x, y), lines in tiles:
-            tall, wide, _ = tile.shape
-            canvas[y : y + tall, x : x + wide] = tile
-            for j, (name, tail, colour) in enumerate(lines):
-                text = fit(name, wide + GAP - 4, 6.5, tail)
-                axes.text(x, y + tall + 3 + j * LINE, text, fontsize=6.5, color=colour, va="top")
-        for text, (x, y) in headings:
-            axes.text(x, y, text, fontsize=8, va="top")
-        axes.imshow(canvas, extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
+        yield axes
+
+
+def _paste(axes: Axes, tile: np.ndarray, place: tuple[int, int], lines: Sequence[Line]) -> None:
+    """A tile with its left upper corner at `place`, and lines of text below it."""
+    (x, y), (tall, wide, _) = place, tile.shape
+    axes.imshow(tile, extent=(x, x + wide, y + tall, y), interpolation="nearest", aspect="auto")
+    for j, (name, tail, colour) in enumerate(lines):
+        text = fit(name, wide + GAP - 4, 6.5, tail)
+        axes.text(x, y + tall + 3 + j * LINE, text, fontsize=6.5, color=colour, va="top")
 
 
 def _columns(count: int, tallness: float) -> int:
     """How many columns: a little wider than tall, and near that the number that leaves the fewest places empty."""
-    count = max(1, count)
     wanted = min(count, max(4, round(math.sqrt(1.4 * tallness * count))))
     near = range(math.ceil(0.75 * wanted), min(count, math.floor(1.25 * wanted)) + 1)
     return min(near, key=lambda columns: (-count % columns, abs(columns - wanted)))
@@ -135,20 +129,9 @@ def _columns(count: int, tallness: float) -> int:
 
 def _tiles(images: Tensor, wanted: int) -> np.ndarray:
     """uint8 [n, h, w, 3] with whole pixels repeated (or, for large images, averaged) to a size that shows them."""
-    images = _unit_range(images.detach().cpu())
+    images = images.float() / 255
     images = images if images.shape[1] == 3 else images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     longer = max(images.shape[2:])
     scale, over = (max(1, round(wanted / longer)), 1) if longer <= 256 else (256, longer)
     images = F.interpolate(images, [max(1, side * scale // over) for side in images.shape[2:]], mode="area")
     return images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-
-
-def _unit_range(images: Tensor) -> Tensor:
-    """float32 in 0..1. Normalised images are stretched channel by channel, which undoes any normalisation."""
-    if images.dtype == torch.uint8:
-        return images.float() / 255
-    images = images.float()
-    if not images.numel() or (images.min() >= 0 and images.max() <= 1):
-        return images
-    low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
-    return (images - low) / (high - low).clamp_min(1e-12)

@@ -6,8 +6,9 @@ Every kind of model (float, averaged, int8, ONNX) is judged by `scorecard`, so t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 from weightclass.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import RenderableType
+    from rich.table import Table
     from rich.text import Text
 
 _ALL_CLASSES = 20  # the most classes that a table lists in full
@@ -103,14 +104,15 @@ def scorecard(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Scoreca
 
     Raises UserError where they do not fit together, or where a logit is not finite.
     """
-    from sklearn.metrics import confusion_matrix
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     logits, labels = logits.detach().cpu().double(), labels.detach().cpu().long()
     _check(logits, labels, classes)
     said = logits.argmax(1)
     confusion = confusion_matrix(labels, said, labels=range(len(classes)))
     n, correct = len(labels), int(confusion.trace())
-    per_class = _per_class(confusion, classes)
+    scores: Any = partial(precision_recall_fscore_support, labels, said, zero_division=math.nan)  # type: ignore[arg-type]
+    per_class, macro = scores(labels=range(len(classes))), scores(labels=labels.unique(), average="macro")
     ece, bins = _calibration(logits.softmax(1).amax(1), (said == labels).double())
     return Scorecard(
         n=n,
@@ -121,33 +123,16 @@ def scorecard(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Scoreca
         nll=F.cross_entropy(logits, labels).item(),
         ece=ece,
         bins=bins,
-        macro=_macro([score for score in per_class.values() if score.n]),
-        per_class=per_class,
+        macro=_class_score(n, *macro[:3]),
+        per_class={name: _class_score(n, *row) for name, *row, n in zip(classes, *per_class, strict=True)},
         confusion=confusion.tolist(),
     )
 
 
-def _per_class(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, ClassScore]:
-    columns = (confusion.diagonal(), confusion.sum(1), confusion.sum(0))
-    rows = zip(classes, *(column.tolist() for column in columns), strict=True)
-    return {
-        name: ClassScore(n=n, precision=_ratio(hits, given), recall=_ratio(hits, n), f1=_ratio(2 * hits, n + given))
-        for name, hits, n, given in rows
-    }
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
-
-
-def _macro(scores: list[ClassScore]) -> ClassScore:
-    def mean(values: Iterable[float | None]) -> float | None:
-        defined = [value for value in values if value is not None]
-        return _ratio(math.fsum(defined), len(defined))
-
-    rows = ((score.precision, score.recall, score.f1) for score in scores)
-    precision, recall, f1 = map(mean, zip(*rows, strict=True))
-    return ClassScore(n=sum(score.n for score in scores), precision=precision, recall=recall, f1=f1)
+def _class_score(n: int, *shares: float) -> ClassScore:
+    """From scikit-learn's precision, recall and F1, of which NaN is what would divide by zero."""
+    precision, recall, f1 = (None if math.isnan(share) else float(share) for share in shares)
+    return ClassScore(n=int(n), precision=precision, recall=recall, f1=f1)
 
 
 def _top(k: int, logits: Tensor, labels: Tensor) -> float:
@@ -164,26 +149,26 @@ def _calibration(confidence: Tensor, right: Tensor) -> tuple[float, list[Bin]]:
     counts = torch.bincount(place, minlength=_BINS)
     sure, hits = (torch.bincount(place, weights, _BINS) for weights in (confidence, right))
     rows = zip(counts.tolist(), sure.tolist(), hits.tolist(), strict=True)
-    bins = [Bin(n=n, confidence=_ratio(total, n), accuracy=_ratio(hit, n)) for n, total, hit in rows]
+    empty = Bin(n=0, confidence=None, accuracy=None)
+    bins = [Bin(n=n, confidence=total / n, accuracy=hit / n) if n else empty for n, total, hit in rows]
     return (sure - hits).abs().sum().item() / len(place), bins
 
 
 def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
     if len(set(classes)) < len(classes):
         raise UserError("classes: two classes share a name; give each its own")
-    if labels.ndim != 1 or not len(labels):
-        raise UserError(f"labels of shape {list(labels.shape)}: expected one for each image, and at least one image")
-    if logits.shape != (len(labels), len(classes)):
+    n, known = len(labels), len(classes)
+    if not n:
+        raise UserError("no images to judge on: at least one image is needed")
+    if logits.shape != (n, known) or labels.min() < 0 or labels.max() >= known:
         raise UserError(
-            f"logits of shape {list(logits.shape)} do not fit {len(labels)} labels of {len(classes)} classes: "
-            "judge the model on data with the classes it was trained on"
+            f"logits of shape {list(logits.shape)} do not fit {n} labels from {labels.min()} to {labels.max()} "
+            f"of {known} classes: judge the model on data with the classes it was trained on"
         )
-    if labels.min() < 0 or labels.max() >= len(classes):
-        raise UserError(f"labels run from {labels.min()} to {labels.max()}: expected 0 to {len(classes) - 1}")
     bad = (~torch.isfinite(logits)).any(1).nonzero().flatten()
     if len(bad):
         raise UserError(
-            f"logits: {len(bad):,} of {len(labels):,} images have a NaN or infinite logit, image {bad[0]} the first: "
+            f"logits: {len(bad):,} of {n:,} images have a NaN or infinite logit, image {bad[0]} the first: "
             "the training diverged or the exported file is broken; lower the learning rate, or export again"
         )
 
@@ -198,7 +183,7 @@ def table(card: Scorecard, views: Mapping[str, Scorecard] | None = None) -> Rend
     """
     from rich.console import Group
 
-    return Group(*_headline(card), _class_table(card), *_confused(card), *_views(card, views or {}))
+    return Group(*_headline(card), _class_table(card), *_confused(card), *(_views(card, views) if views else ()))
 
 
 def _percent(share: float | None) -> str:
@@ -221,10 +206,20 @@ def _headline(card: Scorecard) -> list[Text]:
     ]
 
 
-def _class_table(card: Scorecard) -> RenderableType:
+def _grid(name: str, *numbers: str) -> Table:
+    """An empty table: a column of names, which give way where the terminal is narrow, and columns of numbers."""
     from rich import box
-    from rich.bar import Bar
     from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid.add_column(name, max_width=26, no_wrap=True, overflow="ellipsis")
+    for title in numbers:
+        grid.add_column(title, justify="right", no_wrap=True)
+    return grid
+
+
+def _class_table(card: Scorecard) -> Table:
+    from rich.bar import Bar
     from rich.text import Text
 
     # The bar shows what is missing, longest for the worst class: bars of 97 % and 98 % would look alike.
@@ -233,14 +228,10 @@ def _class_table(card: Scorecard) -> RenderableType:
     if len(card.per_class) > _ALL_CLASSES:
         rows = sorted(rows, key=lambda row: row[0], reverse=True)[:_WORST_CLASSES]
         head = f"worst {len(rows)} of {len(card.per_class)} classes"
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    grid.add_column(head, max_width=26, no_wrap=True, overflow="ellipsis")
-    for title in ("images", "precision", "recall", "F1"):
-        grid.add_column(title, justify="right", no_wrap=True)
+    grid = _grid(head, "images", "precision", "recall", "F1")
     grid.add_column("1 - F1")
     for missing, name, score in rows:
-        bar = Bar(longest or 1.0, 0.0, missing, width=14, color="red")
-        grid.add_row(Text(name), *_cells(score), bar)
+        grid.add_row(Text(name), *_cells(score), Bar(longest or 1.0, 0.0, missing, width=14, color="red"))
     grid.add_section()
     grid.add_row("macro average", *_cells(card.macro), style="dim")
     return grid
@@ -263,19 +254,11 @@ def _confused(card: Scorecard) -> list[Text]:
 
 def _views(card: Scorecard, views: Mapping[str, Scorecard]) -> list[RenderableType]:
     """A row for each kind of test-time views, below a line that keeps it apart from the headline."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    if not views:
-        return []
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    grid.add_column("views", no_wrap=True)
-    for title in ("accuracy", "points", "95 % interval", "nll", "ECE"):
-        grid.add_column(title, justify="right", no_wrap=True)
+    grid = _grid("views", "accuracy", "points", "95 % interval", "nll", "ECE")
     for name, seen in views.items():
         points = f"{100 * (seen.accuracy - card.accuracy):+.2f}"
-        figures = (points, _span(seen.interval), f"{seen.nll:.4f}", _percent(seen.ece))
-        grid.add_row(Text(name), _percent(seen.accuracy), *figures)
-    note = "not the accuracy above, which looks at each image once"
-    return [Text.assemble(("\nwith test-time views", "bold"), (f"  {note}", "dim")), grid]
+        grid.add_row(name, _percent(seen.accuracy), points, _span(seen.interval), f"{seen.nll:.4f}", _percent(seen.ece))
+    note = "  not the accuracy above, which looks at each image once"
+    return [Text.assemble(("\nwith test-time views", "bold"), (note, "dim")), grid]

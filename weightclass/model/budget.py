@@ -6,11 +6,11 @@ linear layers (half of `torch.utils.flop_counter`'s FLOPs).
 
 from __future__ import annotations
 
-import io
 import math
 import weakref
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 SUMMED = ("params", "macs", "bytes_fp32", "bytes_fp16", "bytes_int8")
 SIZES = {"fp32": "bytes_fp32", "fp16": "bytes_fp16", "int8": "bytes_int8", "activations": "activations"}
-NORMS = (nn.BatchNorm2d,)  # folded into the convolution before them in an int8 file
 
 
 class Budget(Table, kw_only=True):
@@ -58,30 +57,10 @@ class Budget(Table, kw_only=True):
         return None if value == "" else parse_quantity(value)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One layer, or a group of them: `shape` is the output's without the batch axis, `macs` are for one image.
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a layer, or all of a network, weighs; under the names of the `Budget` keys."""
 
-    Bytes are counted as in `Weights`; `activations` is the most that lived since the layer before it ended.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    params: int
-    macs: int
-    bytes_fp32: int
-    bytes_fp16: int
-    bytes_int8: int
-    activations: int
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A network on the scales. Totals bear the names of the `Budget` keys they are compared with."""
-
-    rows: tuple[Row, ...]
-    """Every layer that has parameters, in the order of definition."""
     params: int
     """Trainable parameters."""
     macs: int
@@ -95,7 +74,23 @@ class Weights:
     being folded into weight and bias; 4 bytes for each parameter of any other layer."""
     activations: int
     """Peak bytes of live tensors, the image included and parameters not, in a float32 inference of one image as
-    eager PyTorch runs it. A runtime that folds the norms needs less."""
+    eager PyTorch runs it; a layer's, since the layer before it ended. A runtime that folds the norms needs less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Figures):
+    """One layer, or a group of them; `shape` is the output's without the batch axis."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(Figures):
+    """A network on the scales: its totals, and every layer that has parameters, in the order they run."""
+
+    rows: tuple[Row, ...]
 
 
 # --- weighing ----------------------------------------------------------------------------------------------
@@ -103,42 +98,38 @@ class Weights:
 
 def weigh(model: nn.Module, image_shape: tuple[int, int, int]) -> Weights:
     """Weigh `model` (meant to be on the meta device) on one image of `image_shape` (C, H, W)."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    macs: Counter[str] = Counter()
-    alive: Counter[str] = Counter()
+    rows: list[Row] = []
     memory = _LiveBytes(model)
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, _: Any, output: Tensor) -> None:
-            shapes[name] = tuple(output.shape[1:])
-            macs[name] += _macs(module, output)
-            alive[name] = max(alive[name], memory.lap())
-
-        return hook
-
-    layers = {name: module for name, module in model.named_modules() if _own(module)}
-    hooks = [module.register_forward_hook(watch(name)) for name, module in layers.items()]
-    try:
-        _infer(model, image_shape, memory)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    rows = tuple(
-        Row(
+    def record(name: str, module: nn.Module, _: Any, output: Tensor) -> None:
+        numbers = _numbers(module)
+        row = Row(
             name=name,
             kind=_kind(module),
-            shape=shapes.get(name, ()),
+            shape=tuple(output.shape[1:]),
             params=_own(module),
-            macs=macs[name],
-            bytes_fp32=4 * _numbers(module),
-            bytes_fp16=2 * _numbers(module),
+            macs=_macs(module, output),
+            bytes_fp32=4 * numbers,
+            bytes_fp16=2 * numbers,
             bytes_int8=_int8_bytes(module),
-            activations=alive[name],
+            activations=memory.lap(),
         )
-        for name, module in layers.items()
-    )
-    totals = {key: sum(getattr(row, key) for row in rows) for key in SUMMED}
-    return Weights(rows=rows, activations=memory.peak, **totals)
+        rows.append(row)
+
+    layers = [(name, module) for name, module in model.named_modules() if _own(module)]
+    hooks = [module.register_forward_hook(partial(record, name)) for name, module in layers]
+    device, training = next(model.parameters()).device, model.training
+    with torch.no_grad(), memory:
+        model.eval()(torch.empty(1, *image_shape, device=device))
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return Weights(rows=tuple(rows), **_totals(rows))
+
+
+def _totals(rows: Sequence[Row]) -> dict[str, int]:
+    sums = {key: sum(getattr(row, key) for row in rows) for key in SUMMED}
+    return sums | {"activations": max(row.activations for row in rows)}
 
 
 def _numbers(module: nn.Module) -> int:
@@ -156,28 +147,26 @@ def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Conv2d):
         height, width = module.kernel_size
         return f"{height}x{width}" + (f"/{module.stride[0]}" if module.stride[0] > 1 else "")
-    return "norm" if isinstance(module, NORMS) else type(module).__name__.lower()
+    return "norm" if isinstance(module, nn.BatchNorm2d) else type(module).__name__.lower()
 
 
 def _macs(module: nn.Module, output: Tensor) -> int:
     """Every output number costs one multiply-accumulate a weight that leads to it (batch of one)."""
-    if not isinstance(module, (nn.Conv2d, nn.Linear)):
-        return 0
-    return output.numel() * module.weight[0].numel()
+    return output.numel() * module.weight[0].numel() if isinstance(module, (nn.Conv2d, nn.Linear)) else 0
 
 
 def _int8_bytes(module: nn.Module) -> int:
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         return module.weight.numel() + 8 * len(module.weight)
-    return 0 if isinstance(module, NORMS) else 4 * _own(module)
+    return 0 if isinstance(module, nn.BatchNorm2d) else 4 * _own(module)
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Sums the storages that operations make and nobody has freed yet; `peak` is the most it ever saw."""
+    """Sums the storages that operations make and nobody has freed yet."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.live = self.peak = self._recent = 0
+        self.live = self.peak = 0
         # a view of a weight shares its storage, so weights are known from the start, at no cost
         self.known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
 
@@ -194,26 +183,16 @@ class _LiveBytes(TorchDispatchMode):
         self.known.add(storage._cdata)
         self.live += storage.nbytes()
         self.peak = max(self.peak, self.live)
-        self._recent = max(self._recent, self.live)
         weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
 
     def lap(self) -> int:
         """The peak since this was last asked."""
-        recent, self._recent = self._recent, self.live
-        return recent
+        peak, self.peak = self.peak, self.live
+        return peak
 
     def _release(self, address: int, size: int) -> None:
         self.known.discard(address)
         self.live -= size
-
-
-def _infer(model: nn.Module, image_shape: tuple[int, int, int], memory: _LiveBytes) -> None:
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    with torch.no_grad(), memory:
-        model(torch.empty(1, *image_shape, device=device))
-    model.train(training)
 
 
 # --- comparing and showing ---------------------------------------------------------------------------------
@@ -244,8 +223,7 @@ def grouped(weights: Weights) -> list[Row]:
 
 def _join(name: str, rows: list[Row]) -> Row:
     kinds = ", ".join(row.kind for row in rows if row.kind != "norm")
-    sums = {key: sum(getattr(row, key) for row in rows) for key in SUMMED}
-    return replace(rows[-1], name=name, kind=kinds, activations=max(row.activations for row in rows), **sums)
+    return replace(rows[-1], name=name, kind=kinds, **_totals(rows))
 
 
 def table(weights: Weights, narrow: bool = False) -> RichTable:
@@ -268,8 +246,8 @@ def table(weights: Weights, narrow: bool = False) -> RichTable:
         for title, key in SIZES.items():
             columns[title] = [short(getattr(part, key), "B") for part in (weights, *rows)]
     caption = "activations: the most that lives at once, float32, one image" if not narrow else None
-    grid = RichTable(box=box.SIMPLE, show_edge=False, padding=0, show_footer=True, caption=caption)
-    grid.caption_justify = "left"
+    style: dict[str, Any] = {"box": box.SIMPLE, "show_edge": False, "padding": 0, "caption_justify": "left"}
+    grid = RichTable(show_footer=True, caption=caption, **style)
     for title, (total, *_) in columns.items():
         right = title in ("params", "MACs", *SIZES)
         grid.add_column(title, total, justify="right" if right else "left", no_wrap=True)
@@ -296,6 +274,7 @@ def _bars(shares: list[float], width: int = 5) -> list[str]:
 def _as_text(grid: RichTable) -> str:
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=120, color_system=None)
-    console.print(grid)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+    console = Console(width=120, color_system=None)
+    with console.capture() as captured:
+        console.print(grid)
+    return captured.get().rstrip()

@@ -50,11 +50,14 @@ def draw(weights: Weights, path: str | Path, title: str) -> None:
     axes = figure.add_axes((0, 0, 1, high * inch / height), xlim=(LEFT, LEFT + width / inch), ylim=(BOTTOM, TOP))
     axes.axis("off")
     _flow(axes, boxes)
+    most = max(box.row.params for box in boxes), max(box.row.macs for box in boxes)
     for box in boxes:
-        _block(axes, box, box.row.params / weights.params, box.row.params / max(b.row.params for b in boxes))
-        _bar(axes, box, box.row.macs / weights.macs, box.row.macs / max(b.row.macs for b in boxes))
+        _block(axes, box, box.row.params / weights.params, box.row.params / most[0])
+        _bar(axes, box, box.row.macs / weights.macs, box.row.macs / most[1])
     _layers(axes, boxes)
-    for text, size, weight, down in ((title, 13, "bold", 0.15), (_totals(weights), 9, "normal", 0.42)):
+    totals = f"{weights.params:,} parameters, {short(weights.macs)} MACs, {short(weights.bytes_fp32, 'B')} in float32, "
+    totals += f"{short(weights.bytes_int8, 'B')} in int8"
+    for text, size, weight, down in ((title, 13, "bold", 0.15), (totals, 9, "normal", 0.42)):
         place = (0.2 / width, 1 - down / height)
         figure.text(*place, text, size=size, weight=weight, va="top", color=INK, parse_math=False)
     image = BytesIO()
@@ -115,10 +118,3 @@ def _layers(axes: Axes, boxes: list[Box]) -> None:
         text = f"{name}\n{'x'.join(map(str, members[-1].row.shape))}"
         place = ((left + right) / 2, RULE + 0.03)
         axes.text(*place, text, size=7.5, ha="center", va="bottom", color=INK, linespacing=1.3)
-
-
-def _totals(weights: Weights) -> str:
-    return (
-        f"{weights.params:,} parameters, {short(weights.macs)} MACs, {short(weights.bytes_fp32, 'B')} in float32, "
-        f"{short(weights.bytes_int8, 'B')} in int8"
-    )

@@ -78,7 +78,10 @@ def _parse(content: bytes, path: Path) -> Any:
     if "TorchScript" in text:
         raise UserError(f"{path}: a TorchScript program, which is never run here: {_ALONE}")
     if named := re.search(r"GLOBAL ([\w.]{1,100}) ", text):
-        raise UserError(f"{path}: holds {named[1]}, and loading that would run its author's code: {_ALONE}")
+        never = (
+            "and no object but tensors and plain values is ever made from a file, for it could run its author's code"
+        )
+        raise UserError(f"{path}: holds {named[1]}, {never}: {_ALONE}")
     raise UserError(f"{path}: damaged, or not a file of weights: fetch it anew, or {_ALONE}")
 
 
@@ -90,7 +93,10 @@ def _unwrap(found: Any) -> Mapping[Any, Any]:
     for _ in range(4):  # not for ever: a dict in a pickle may hold itself
         inner = [found[key] for key in _WRAPPERS if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)]
         found = inner[0] if inner else found
-    return found if isinstance(found, Mapping) else {}
+    found = found if isinstance(found, Mapping) else {}
+    dicts = [value for value in found.values() if isinstance(value, Mapping) and value]
+    alone = [one for one in dicts if all(isinstance(value, Tensor) for value in one.values())]
+    return alone[0] if len(alone) == 1 and not any(isinstance(value, Tensor) for value in found.values()) else found
 
 
 def _plain_names(names: list[Any]) -> dict[Any, str]:

@@ -7,6 +7,7 @@ the one before it is used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
@@ -28,9 +29,7 @@ _KEEP = 2
 
 def pack(state: State) -> dict[str, Tensor]:
     """Every tensor that a run needs to go on, by name; contiguous and on the CPU."""
-    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
-    if state.average:
-        tensors |= {f"average/{name}": tensor for name, tensor in state.average.twin.state_dict().items()}
+    tensors = {f"{part}/{name}": t for part, net in _networks(state).items() for name, t in net.state_dict().items()}
     for index, values in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items() if value is not None}
     tensors["sums"] = state.sums
@@ -40,17 +39,16 @@ def pack(state: State) -> dict[str, Tensor]:
 
 def unpack(state: State, step: int, tensors: dict[str, Tensor]) -> None:
     """Put the tensors of `pack` back into a freshly built `state`, bit for bit. KeyError, RuntimeError: not its own."""
-    _load(state.model, tensors, "model/")
-    if state.average:
-        _load(state.average.twin, tensors, "average/")
+    for part, network in _networks(state).items():
+        network.load_state_dict({name: tensors[f"{part}/{name}"] for name in network.state_dict()})
     _load_optimizer(state.optimizer, tensors)
     state.sums.copy_(tensors["sums"])
     state.seconds, state.waited, state.saved = tensors["clock"].tolist()
     state.step = step
 
 
-def _load(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    module.load_state_dict({name: tensors[prefix + name] for name in module.state_dict()})
+def _networks(state: State) -> dict[str, nn.Module]:
+    return {"model": state.model} | ({"average": state.average.twin} if state.average else {})
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -63,8 +61,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
             if tensor.shape == like.shape:  # moments take the weight's memory layout, or every step would convert it
                 tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
             states.setdefault(int(index), {})[key] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
 class Keeper:
@@ -127,11 +124,9 @@ class Keeper:
 
     def clear(self) -> None:
         """Remove all checkpoints: the run is finished."""
-        for path in self._files():
+        for path in (*self._files(), *self.folder.glob(".*.tmp"), *self.folder.glob("*.damaged")):
             path.unlink(missing_ok=True)
-        for rest in (*self.folder.glob(".*.tmp"), *self.folder.glob("*.damaged")):
-            rest.unlink(missing_ok=True)
-        if self.folder.exists() and not any(self.folder.iterdir()):
+        with contextlib.suppress(OSError):  # not there, or something else is in it
             self.folder.rmdir()
 
     def _files(self) -> list[Path]:

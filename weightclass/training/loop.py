@@ -50,11 +50,10 @@ class Train(Table):
     checkpoint_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 60.0
 
     def __post_init__(self) -> None:
+        if not all(size == 0 or 2 <= size <= self.batch_size for size in (self.micro_batch, self.bn_group)):
+            cause = "one image has no batch statistics"
+            raise ValueError(f"micro_batch and bn_group must be 0 or at least 2 ({cause}) and at most batch_size")
         micro, group = self.micro_batch or self.batch_size, self.bn_group or self.batch_size
-        if 1 in (self.micro_batch, self.bn_group):
-            raise ValueError("micro_batch and bn_group must be 0 or at least 2: one image has no batch statistics")
-        if micro > self.batch_size or group > self.batch_size:
-            raise ValueError("micro_batch and bn_group must be at most batch_size")
         if micro % group:
             raise ValueError(
                 f"bn_group ({group}) must divide micro_batch ({micro}), for batch statistics are not taken across "
@@ -170,24 +169,18 @@ def _epochs(
             else:
                 training_step(state, plan, batch, forward)
             watcher.stepped(state, len(batch.labels), waited)
-            # An epoch's last step is saved after its record is written, so a record is never lost or doubled.
-            if state.step % plan.steps_per_epoch:
-                reason = watcher.should_stop(keeper)
-                if reason or keeper.due():
-                    check_finite(state, plan)
-                    keeper.save(state)
-                if reason:
-                    return reason
+            if state.step % plan.steps_per_epoch == 0:  # recorded before it is saved: no record is lost or doubled
+                check_finite(state, plan)
+                loss, correct, images = state.sums.tolist()
+                state.sums.zero_()
+                watcher.epoch_done(state, epoch + 1, (loss / images, correct / images), plan.rate(state.step - 1))
+            reason = watcher.should_stop(keeper)
+            if reason or keeper.due() or state.step == plan.steps:
+                check_finite(state, plan)
+                keeper.save(state)
+            if reason:
+                return reason
             asked = time.perf_counter()
-        check_finite(state, plan)
-        loss, correct, images = state.sums.tolist()
-        state.sums.zero_()
-        watcher.epoch_done(state, epoch + 1, (loss / images, correct / images), plan.rate(state.step - 1))
-        reason = watcher.should_stop(keeper)
-        if reason or keeper.due() or state.step == plan.steps:
-            keeper.save(state)
-        if reason:
-            return reason
     return None
 
 
@@ -200,16 +193,22 @@ def training_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Ten
 def _gradients(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor]) -> None:
     """Those of the batch's mean loss, through as many forward passes as `micro_batch` asks."""
     state.optimizer.zero_grad(set_to_none=True)
+    key = seeding.key(plan.train.seed, "dropout", state.step)
     sizes = cuts(len(batch.labels), plan.micro_batch or plan.train.micro_batch)
     parts = zip(*(whole.split(sizes) for whole in (batch.images, batch.labels, batch.slots)), strict=True)
     for images, labels, slots in parts:
-        _prepare(state.model, plan, seeding.key(plan.train.seed, "dropout", state.step), slots)
+        for module in state.model.modules():
+            if place := getattr(module, "place", None):  # a layer that draws (dropout) is told where and when it is
+                place(key, slots)
+            if hasattr(module, "recompute"):
+                module.recompute = plan.recompute  # type: ignore[assignment]
         with torch.autocast(plan.device.type, dtype=torch.bfloat16, enabled=plan.precision == "bfloat16"):
             logits = forward(images)
         loss = cross_entropy(logits, labels, plan.train.label_smoothing)
-        share = len(labels) / len(batch.labels)
-        (loss * share).backward()
-        _add_up(state.sums, loss, logits, labels)
+        (loss * (len(labels) / len(batch.labels))).backward()
+        state.sums[0] += loss.detach() * len(labels)
+        state.sums[1] += (logits.argmax(1) == labels).sum()
+        state.sums[2] += len(labels)
 
 
 def _update(state: State, plan: Plan) -> None:
@@ -221,22 +220,6 @@ def _update(state: State, plan: Plan) -> None:
         state.average.update(state.model, state.step)
 
 
-@torch.no_grad()
-def _add_up(sums: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-    sums[0] += loss * len(labels)
-    sums[1] += (logits.argmax(1) == labels).sum()
-    sums[2] += len(labels)
-
-
-def _prepare(model: nn.Module, plan: Plan, key: int, slots: Tensor) -> None:
-    """Tell the layers that draw (dropout) where and when they are, and the blocks whether to recompute."""
-    for module in model.modules():
-        if place := getattr(module, "place", None):
-            place(key, slots)
-        if hasattr(module, "recompute"):
-            module.recompute = plan.recompute  # type: ignore[assignment]
-
-
 # --- memory ------------------------------------------------------------------------------------------------
 
 
@@ -244,7 +227,14 @@ def careful_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Tens
     """A `training_step` that is tried again in smaller pieces while memory runs out; returns the plan that fitted."""
     moved, wanted = [state.sums, *state.model.buffers()], plan
     before = [tensor.clone() for tensor in moved]
-    while not _fits(state, plan, batch, forward):
+    while True:
+        try:
+            _gradients(state, plan, batch, forward)
+            break
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        # Out here the error is gone, and with it what the attempt held.
         for tensor, value in zip(moved, before, strict=True):
             tensor.copy_(value)
         gc.collect()
@@ -255,17 +245,6 @@ def careful_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Tens
         watcher.cut(plan)
     _update(state, plan)
     return plan
-
-
-def _fits(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor]) -> bool:
-    """Compute the gradients; False where memory ran out. What the attempt held goes with its error, so on return."""
-    try:
-        _gradients(state, plan, batch, forward)
-    except Exception as error:
-        if out_of_memory(error):
-            return False
-        raise
-    return True
 
 
 def _cheaper(plan: Plan, model: nn.Module, images: int) -> Plan:

@@ -63,7 +63,6 @@ def build(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": config.weight_decay if config.decay_norms else 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
     match config:
         case SGD():
             return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
