@@ -103,7 +103,7 @@ def train(words: tuple[str, ...], out: str, time_limit: str, quiet: bool) -> int
     return EXIT_CODES[outcome.stopped] if outcome.stopped else 0
 
 
-@cli.command("eval")
+@cli.command("eval", short_help="Score a trained model.")
 @click.argument("model")
 @click.option("--split", default="", help="test, validation or train  [default: test, where there is one]")
 @click.option("--data", default="", help="other images: a folder of class folders, or cifar10, cifar100, digits")
@@ -139,7 +139,7 @@ def evaluate(
     return 0
 
 
-@cli.command()
+@cli.command(short_help="Name what is on pictures.")
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="how many classes to name")
@@ -170,7 +170,7 @@ def predict(
     return 0
 
 
-@cli.command()
+@cli.command(short_help="Weigh a network against its budget.")
 @_recipe
 @click.option("--draw", type=Place(), metavar="FILE", help="save a drawing of the network as this .png")
 def weigh(words: tuple[str, ...], draw: str) -> int:
