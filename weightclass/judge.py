@@ -76,8 +76,8 @@ def scorecards(
 
 
 def draw(card: Scorecard, logits: Tensor, judged: Dataset, where: Path, headline: str) -> None:
-    """confusion.png, reliability.png and, where there are mistakes, confused.png and mistakes.png: what a person would
-    rather look at than read."""
+    """What a person would rather look at than read: confusion.png, reliability.png, mistakes.png (of a faultless model
+    its least certain answers) and, where there are mistakes, confused.png."""
     charts.confusion(card, where / "confusion.png", headline)
     charts.reliability(card, where / "reliability.png", headline)
     (where / "confused.png").unlink(missing_ok=True)  # an earlier model's, where this one confuses nothing
