@@ -84,12 +84,19 @@ def test_weigh_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "net.png" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["eval"], ["weigh"]])
+def test_samples_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("samples", "augment.ops=crop(2)", "--images", "2", "--draws", "1", "--save", str(tmp_path / "seen.png"))
+    assert code_of(*words) == 0
+    assert [path.read_bytes()[:8] for path in tmp_path.iterdir()] == [b"\x89PNG\r\n\x1a\n"]
+    assert "seen.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [[], ["train"], ["eval"], ["weigh"], ["samples"]])
 def test_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of(*verb, "--help") == 0
     out = capsys.readouterr().out
     assert "Usage: weightclass" in out
-    assert all(word in out for word in {(): ("train", "eval", "weigh")}.get(tuple(verb), ("--help",)))
+    assert all(word in out for word in {(): ("train", "eval", "weigh", "samples")}.get(tuple(verb), ("--help",)))
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from weightclass import config, device
-from weightclass.device import Decisions, Machine
+from weightclass.device import Decisions, Machine, Stopwatch
 from weightclass.errors import UserError
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PLAIN = Decisions(device="cpu", threads=1, precision="float32", compile=False)
 
 
@@ -227,3 +228,78 @@ def test_peak_memory_is_in_bytes() -> None:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     kilobytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     assert device.peak_memory(torch.device("cpu")) == pytest.approx(1024 * kilobytes, rel=0.02)
+
+
+# --- time --------------------------------------------------------------------------------------------------
+
+
+class Event:
+    """A CUDA event of a device that has got as far as event `reached`; event n is passed at n * n milliseconds."""
+
+    made, reached = 0, 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.number = Event.made = Event.made + 1
+        self.recorded = False
+
+    def record(self) -> None:
+        self.recorded = True
+
+    def query(self) -> bool:
+        return self.recorded and self.number <= Event.reached
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self.query() and end.query()
+        return end.number**2 - self.number**2
+
+
+def ticking(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> None:
+    clock = iter(seconds)
+    monkeypatch.setattr("weightclass.device.time.perf_counter", lambda: next(clock))
+
+
+def test_a_stopwatch_takes_the_hosts_time_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking(monkeypatch, [10, 12, 20, 21])
+    watch = Stopwatch(CPU)
+    for _ in range(2):
+        with watch.timing():
+            pass
+    assert watch.read() == (3, 3)
+    assert watch.read() == (0, 0)
+
+
+def test_a_stopwatch_reads_on_cuda_what_the_device_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(Event, "made", 0)
+    ticking(monkeypatch, [10, 12, 20, 21, 30, 31])
+    watch = Stopwatch(CUDA)
+    for _ in range(3):
+        with watch.timing():
+            pass
+    readings = []
+    for reached in (3, 4, 6):  # in the middle of the second piece, behind it, behind all
+        monkeypatch.setattr(Event, "reached", reached)
+        readings.append(watch.read())
+    assert readings == [(4, 0.003), (0, 0.007), (0, 0.011)]
+    assert watch.read() == (0, 0)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_work_that_fails_is_not_timed(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    watch = Stopwatch(device)
+    with pytest.raises(MemoryError), watch.timing():
+        raise MemoryError
+    assert watch.read() == (0, 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_stopwatch_on_a_real_gpu() -> None:
+    watch, x = Stopwatch(CUDA), torch.ones(4096, 4096, device="cuda")
+    with watch.timing():
+        for _ in range(20):
+            x = x @ x / 4096
+    torch.cuda.synchronize()
+    called, worked = watch.read()
+    assert called > 0 and 0.001 < worked < 10

@@ -170,7 +170,7 @@ MISTAKES = {
     "train quickstart model.blocks=1,1": "blocks has 2 and channels 3 entries",
     "train quickstart model.kernels=4": "kernels = 4 is even",
     "train quickstart model.blocks=1,1,1,1,1 model.channels=4,4,4,4,4": "8x8 images are too small for 5 layers",
-    "train quickstart augment.ops=blur": "augment.ops: unknown operation 'blur'",
+    "train quickstart augment.ops=blurr": "augment.ops: unknown operation 'blurr'",
     "train quickstart augment.ops=crop(lots)": "augment.ops: 'crop(lots)'",
     "train quickstart augment.ops=crop(9)": "crop(9) is too much for images of 8x8",
     "train quickstart augment.ops=flip(": "augment.ops: cannot read 'flip('",
@@ -260,7 +260,20 @@ MISTAKES = {
     "eval ours.safetensors --device tpu": "device 'tpu': choose auto, cuda, mps or cpu",
     "eval published.pth --mean a,b,c": "'a,b,c' is not a list of numbers",
     "eval published.pth --size small": "'small' is not a valid integer",
-    "weigh quickstart --draw net.jpg": "--draw net.jpg: name a .png file",
+    "weigh quickstart --draw net.jpg": "Invalid value for '--draw': 'net.jpg': name a .png file",
+    # contact sheets
+    "samples quikstart": "no recipe is called 'quikstart': did you mean quickstart?",
+    "samples quickstart --save": "Option '--save' requires an argument",
+    "samples quickstart --save seen.jpg": "Invalid value for '--save': 'seen.jpg': name a .png file",
+    "samples quickstart --save ''": "Invalid value for '--save': '': name a .png file",
+    "samples quickstart --save notes.txt/s.png": "could not write notes.txt/s.png",
+    "samples quickstart --images 0": "0 is not in the range 1<=x<=32",
+    "samples quickstart --draws many": "'many' is not a valid integer",
+    "samples quickstart augment.ops=crop(9)": "is too much for images of 8x8",
+    "samples quickstart train.batch_size=1e6": "train.batch_size",
+    "samples quickstart train.batch_size=5000 train.drop_last=true": "choose a smaller train.batch_size",
+    "samples small-cpu data.path=cut": "data_batch_3.bin: expected 30,730,000 bytes",
+    "samples folder model.blocks=1,1 model.channels=4,8 augment.ops=cutout(99) data.path=good": "too much for images",
     f"train quickstart {TINY} --out notes.txt": "could not write notes.txt",
 }
 
@@ -317,6 +330,7 @@ def full_disk() -> Iterator[None]:
         ("predict ours.safetensors good --json OUT/answers.jsonl", "OUT/*"),
         ("eval ours.safetensors --data pets --save OUT", "OUT/*.png"),
         ("weigh quickstart --draw OUT/net.png", "OUT/*"),
+        ("samples quickstart --images 1 --draws 0 --save OUT/seen.png", "OUT/*"),
     ],
 )
 def test_a_full_disk(words: str, half: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

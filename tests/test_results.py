@@ -47,6 +47,7 @@ RESULT = Result(
     seconds=12_345.6,
     images_per_second=1234.5,
     waiting=0.012,
+    augmenting=0.025,
     saving=0.003,
     peak_memory=2_000_000_000,
     model_bytes=19_950_000,
@@ -68,6 +69,17 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert tree["scorecard"]["per_class"]["née"] == {"n": 1, "precision": 0.5, "recall": 1.0, "f1": 0.5}
 
 
+def test_a_result_of_before_augmentation_was_timed_is_read(tmp_path: Path) -> None:
+    results.write(tmp_path, RESULT)
+    path = tmp_path / "result.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    del tree["augmenting"]
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    earlier = results.read(tmp_path)
+    assert earlier and earlier == msgspec.structs.replace(RESULT, augmenting=0.0)
+    assert "augmentation        part of the waiting" in shown(earlier)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"name": "a"}', b'{"split": "train"}'])
 def test_a_foreign_result_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "result.json").write_bytes(content)
@@ -85,8 +97,9 @@ def test_the_table_tells_what_counts() -> None:
         "1,180.0 M",
         "19.95 MB",
         "3 h 25 min, 300 epochs, 1,234 img/s, 106 PFLOPs",
-        "1.2% of it",
-        "0.3% of it",
+        "augmentation        2.5% of it",
+        "waiting for data    1.2% of it",
+        "saving checkpoints  0.3% of it",
         "2.00 GB",
         "1 time ",
         "quickstart-01234567",

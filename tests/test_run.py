@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 import weightclass as wc
+from tests.reference.pictures import read
 from weightclass import config, files, recipe
+from weightclass.data import sources
 from weightclass.errors import UserError
 from weightclass.files import run_lock
 from weightclass.recipe import Recipe
 from weightclass.run import Outcome
+from weightclass.session import Session
 from weightclass.training.checkpoint import Keeper
 
 EPOCHS, STEPS = 3, 3  # 130 images in batches of 50
@@ -94,6 +97,7 @@ def test_the_result_tells_of_the_run(finished: Path) -> None:
     assert facts["model_bytes"] == (finished / "model.safetensors").stat().st_size
     assert facts["train_pflops"] == pytest.approx(6 * weights.macs * 130 * EPOCHS / 1e15)
     assert facts["seconds"] > 0
+    assert 0 < facts["augmenting"] < 1 and 0 <= facts["waiting"] < 1
     decided = json.loads((finished / "environment.json").read_text(encoding="utf-8"))["decisions"]
     assert decided == {
         "device": "cpu",
@@ -112,6 +116,31 @@ def test_the_model_file_alone_gives_the_same_accuracy(finished: Path, tmp_path: 
     assert (card.accuracy, card.confusion) == (facts["scorecard"]["accuracy"], facts["scorecard"]["confusion"])
     assert wc.load(alone).facts["accuracy"] == card.accuracy
     assert facts["test_readings"] == 1  # its folder is not the run's
+
+
+def test_samples_are_what_a_run_would_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("weightclass.run.grids.draws", lambda *said: drawn.extend(said))
+    wc.samples("quickstart", *TINY, "augment.ops=crop(2),cutout(3)", path=tmp_path / "s.png", images=10, draws=EPOCHS)
+    columns, classes, path, title = drawn
+    assert (path, title) == (tmp_path / "s.png", "quickstart: crop(2), cutout(3)")
+    (plain, labels), *seen = columns
+    assert len(set(labels.tolist())) == len(classes) == 10
+    named = recipe.load("quickstart", *TINY, "augment.ops=crop(2),cutout(3)")
+    found = sources.find(named.recipe.data)
+    session = Session(named, recipe.weigh(named.recipe, found), found.load(None), tmp_path / "run", quiet=True)
+    first = next(session.batches(0, 0)).images
+    for image in session.pipeline.normalise(seen[0][0]):
+        assert (first == image).flatten(1).all(1).any()
+    for pictures in (plain, *(images for images, _ in seen)):
+        assert sum(torch.equal(pictures, other) for other, _ in columns) == 1
+
+
+@pytest.mark.parametrize(("batch", "images"), [(2, 2), (130, 8)])
+def test_a_contact_sheet_trains_nothing_and_leaves_one_file(tmp_path: Path, batch: int, images: int) -> None:
+    wc.samples("quickstart", f"train.batch_size={batch}", "data.subset=130", path=tmp_path / "new" / "s.png", draws=2)
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["s.png"]
+    assert read(tmp_path / "new" / "s.png").shape[0] == 52 + 22 + images * 142
 
 
 def test_the_same_call_again_changes_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +310,7 @@ def test_the_public_functions_stay_functions() -> None:
         if parts[-1] not in ("__init__", "__main__"):
             importlib.import_module(".".join(["weightclass", *parts]))
     assert wc.evaluate.__module__ == "weightclass.judge"
-    assert wc.train.__module__ == wc.weigh.__module__ == "weightclass.run"
+    assert wc.train.__module__ == wc.weigh.__module__ == wc.samples.__module__ == "weightclass.run"
     assert wc.load.__module__ == "weightclass.modelfile"
     assert wc.UserError is UserError
     with pytest.raises(AttributeError, match="no attribute 'trian'"):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.reference import plain_hash
-from weightclass.seeding import bits, integers, key, permutation, uniform
+from weightclass.seeding import bits, drawn, integers, key, permutation, uniform, words
 
 KEYS = st.integers(0, 2**64 - 1)
 SLOTS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8)
@@ -44,6 +44,14 @@ def test_bits_and_uniform_equal_the_plain_twin(k: int, slots: list[int], draws: 
     place = torch.tensor(slots)
     assert bits(k, place, draws).tolist() == [[plain_hash.bits(k, s, d) for s in slots] for d in range(draws)]
     assert uniform(k, place, draws).tolist() == [[plain_hash.uniform(k, s, d) for s in slots] for d in range(draws)]
+
+
+@given(KEYS, SLOTS, st.integers(1, 3), st.integers(0, 5))
+def test_a_stream_goes_on_and_a_key_may_be_a_tensor(k: int, slots: list[int], draws: int, first: int) -> None:
+    place, signed = torch.tensor(slots), k - 2**64 if k >= 2**63 else k
+    whole = bits(k, place, first + draws)
+    assert torch.equal(drawn(words(k, place), draws, first), whole[first:])
+    assert torch.equal(drawn(words(torch.tensor(signed), place), draws, first), whole[first:])
 
 
 @given(KEYS, SLOTS, st.integers(-(2**31), 2**31 - 1), st.integers(0, 2**31 - 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,25 @@ def test_the_normalisation_is_measured_on_the_training_images_unless_given(tmp_p
     assert (session.pipeline.mean, session.pipeline.std) == session.splits.train.mean_std()
     given = sit(tmp_path / "given", "augment.mean=0.5", "augment.std=0.25")
     assert (given.pipeline.mean, given.pipeline.std) == ((0.5,), (0.25,))
+
+
+def test_augmentation_is_timed_apart_from_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = sit(tmp_path)
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    serve, normalise = session.loader.epoch, session.pipeline.normalise
+
+    def slowly(seconds: float, work: Any) -> Any:
+        clock[0] += seconds
+        return work
+
+    monkeypatch.setattr(session.loader, "epoch", lambda *at: (slowly(8.0, batch) for batch in serve(*at)))
+    monkeypatch.setattr(session.pipeline, "normalise", lambda images: slowly(3.0, normalise(images)))
+    fit(session.state, session.plan, session.batches, session.keeper, Observer(session, Stopper()))
+    steps = session.plan.steps
+    assert (session.state.waited, session.state.augmented) == (8.0 * steps, 3.0 * steps)
+    again = sit(tmp_path).state
+    assert (again.waited, again.augmented) == (8.0 * steps, 3.0 * steps)
 
 
 def test_a_second_sitting_starts_where_the_first_saved(tmp_path: Path) -> None:

@@ -43,11 +43,16 @@ def _several(*options: Any) -> Any:
 
 
 class Place(click.ParamType):
-    """A file or folder to write; an empty name (an unset variable, most likely) is a mistake."""
+    """A file (with this suffix) or folder to write; an empty name (an unset variable, most likely) is a mistake."""
 
     name = "place"
 
+    def __init__(self, suffix: str = "") -> None:
+        self.suffix = suffix
+
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        if not value.endswith(self.suffix):
+            self.fail(f"{value!r}: name a {self.suffix} file", param, ctx)
         return value or self.fail("an empty name", param, ctx)
 
 
@@ -172,15 +177,13 @@ def predict(
 
 @cli.command(short_help="Weigh a network against its budget.")
 @_recipe
-@click.option("--draw", type=Place(), metavar="FILE", help="save a drawing of the network as this .png")
+@click.option("--draw", type=Place(".png"), metavar="FILE", help="save a drawing of the network as this .png")
 def weigh(words: tuple[str, ...], draw: str) -> int:
     """Weigh a recipe's network against its budget: parameters, MACs, bytes, activations."""
     from weightclass import run
     from weightclass.model import budget
     from weightclass.runlog import console
 
-    if draw and not draw.endswith(".png"):
-        raise UserError(f"--draw {draw}: name a .png file")
     name, settings = _sorted(words)
     weights = run.weigh(name, *settings)
     out = console()
@@ -190,6 +193,24 @@ def weigh(words: tuple[str, ...], draw: str) -> int:
 
         draw_network(weights, draw, " ".join([name, *settings]))
         out.print(f"drawn in {draw}", markup=False)
+    return 0
+
+
+@cli.command(short_help="Draw what a recipe's network would see.")
+@_recipe
+@click.option(
+    "--save", type=Place(".png"), metavar="FILE", default="samples.png", show_default=True, help="the picture"
+)
+@click.option("--images", type=click.IntRange(1, 32), default=8, show_default=True, help="rows: one image each")
+@click.option("--draws", type=click.IntRange(0, 32), default=7, show_default=True, help="columns: one epoch each")
+def samples(words: tuple[str, ...], save: str, images: int, draws: int) -> int:
+    """Draw training images as they are and as a recipe's network would see them. Trains nothing."""
+    from weightclass import run
+    from weightclass.runlog import console
+
+    name, settings = _sorted(words)
+    run.samples(name, *settings, path=save, images=images, draws=draws)
+    console().print(f"drawn in {save}", markup=False)
     return 0
 
 

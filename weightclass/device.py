@@ -7,7 +7,9 @@ import os
 import platform
 import re
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -167,6 +169,46 @@ def environment() -> Mapping[str, Any]:
         "cores": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+# --- time --------------------------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """The seconds that pieces of work take, for which nobody is made to wait.
+
+    CUDA works on after the call returns: a pair of events stands around each piece and is read once the device has
+    passed it. Elsewhere the host's time is taken.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda, self._called = device.type == "cuda", 0.0
+        self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Around a piece of work."""
+        called = time.perf_counter()
+        start = _passed() if self._cuda else None
+        yield
+        if start:
+            self._running.append((start, _passed()))
+        self._called += time.perf_counter() - called
+
+    def read(self) -> tuple[float, float]:
+        """Since the last reading: the host's seconds in the calls, and those of the work that is known to be done."""
+        called, self._called = self._called, 0.0
+        worked = 0.0 if self._cuda else called
+        while self._running and self._running[0][1].query():
+            start, end = self._running.popleft()
+            worked += start.elapsed_time(end) / 1000
+        return called, worked
+
+
+def _passed() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 # --- memory ------------------------------------------------------------------------------------------------

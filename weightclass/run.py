@@ -7,20 +7,23 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from weightclass import __version__, device, judge, modelfile, recipe, results
+from weightclass.augment.pipeline import Pipeline
 from weightclass.data import sources
+from weightclass.data.loader import Batch, Loader
 from weightclass.data.sources import Found
 from weightclass.evaluation import charts, grids
 from weightclass.evaluation.metrics import Scorecard
-from weightclass.files import run_lock, safe_name
+from weightclass.files import check_writable, run_lock, safe_name
 from weightclass.model import budget
 from weightclass.model.budget import Weights
 from weightclass.recipe import Named
 from weightclass.results import Result
 from weightclass.runlog import console, working
-from weightclass.session import Observer, Session
+from weightclass.session import Observer, Session, augmentation
 from weightclass.stopping import Stopper
 from weightclass.training.checkpoint import Keeper
 from weightclass.training.loop import fit
@@ -73,6 +76,30 @@ def weigh(name: str, *overrides: str) -> Weights:
     """Parameters, MACs, bytes and activations of a recipe's network. Raises UserError where it is over its budget."""
     named = recipe.load(name, *overrides)
     return _weighed(named, sources.find(named.recipe.data))
+
+
+def samples(
+    name: str = "quickstart", *overrides: str, path: str | Path = "samples.png", images: int = 8, draws: int = 7
+) -> None:
+    """Draw a contact sheet for recipe `name`: training images as they are, then as `draws` epochs would show them.
+
+    Its rows are up to `images` of the run's first batch, of as many classes as can be. Nothing is trained, and nothing
+    written but the picture at `path`. Raises UserError.
+    """
+    check_writable(path)
+    named = recipe.load(name, *overrides)
+    found = sources.find(named.recipe.data)
+    recipe.weigh(named.recipe, found)  # what does not go with the images is refused before they are decoded
+    with working("decoding") as progress:
+        data = found.load(progress).train
+    settings, pipeline = named.recipe.train, augmentation(named.recipe, data, torch.device("cpu"))
+    loader = Loader(data, settings.batch_size, settings.seed, settings.drop_last)
+    batch = next(loader.epoch(0))
+    seen = [(batch.images, batch.labels), *(_seen(pipeline, batch, loader, epoch) for epoch in range(draws))]
+    earlier = (batch.labels[:1024, None] == batch.labels[:1024]).tril(-1).sum(1)  # images of its class before each
+    rows = earlier.argsort(stable=True)[:images]
+    title = f"{named.name}: {', '.join(named.recipe.augment.ops) or 'no augmentation'}"
+    grids.draws([(pictures[rows], labels[rows]) for pictures, labels in seen], data.classes, path, title)
 
 
 def _weighed(named: Named, found: Found) -> Weights:
@@ -153,6 +180,7 @@ def _result(session: Session, card: Scorecard, fingerprint: str, model_bytes: in
         seconds=state.seconds,
         images_per_second=images / seconds,
         waiting=state.waited / seconds,
+        augmenting=state.augmented / seconds,
         saving=state.saved / seconds,
         peak_memory=device.peak_memory(session.device),
         model_bytes=model_bytes,
@@ -165,7 +193,12 @@ def draw(session: Session, card: Scorecard, logits: Tensor) -> None:
     headline = f"{name}: {card.accuracy:.2%} on {card.n:,} {session.judged_on} images"
     judge.draw(card, logits, session.split(session.judged_on), folder, headline)
     charts.curves(session.metrics.records, folder / "curves.png", headline)
-    first = next(session.loader.epoch(0))
-    seen = session.pipeline.augment(first.images, 0, first.slots).cpu()
-    labels = [session.splits.train.classes[label] for label in first.labels.tolist()]
-    grids.samples(seen, labels, folder / "samples.png", f"what {name} sees in training")
+    images, labels = _seen(session.pipeline, next(session.loader.epoch(0)), session.loader, epoch=0)
+    classes = session.splits.train.classes
+    grids.samples(images, labels, classes, folder / "samples.png", f"what {name} sees in training")
+
+
+def _seen(pipeline: Pipeline, batch: Batch, loader: Loader, epoch: int) -> tuple[Tensor, Tensor]:
+    """`batch` as the network would see it at the first step of `epoch`: images, uint8, and labels, on the CPU."""
+    seen = pipeline.augment(batch, epoch, epoch * loader.steps)
+    return seen.images.cpu(), seen.labels.cpu()

@@ -30,11 +30,23 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def words(key: int | Tensor, slots: Tensor) -> Tensor:
+    """What `bits` makes of each slot before it looks at the draw, int64 like `slots`.
+
+    A compiled graph takes the key as a tensor (int64 []: the same bits), so that it is not compiled anew for each.
+    """
+    return _mix(_mix(slots ^ (key & _MASK)) ^ (key >> 32 & _MASK))
+
+
+def drawn(words: Tensor, draws: int, first: int = 0) -> Tensor:
+    """The `draws` random bits from the `first` on, int64 [draws, *words.shape]."""
+    draw = torch.arange(first, first + draws, device=words.device).view(-1, *[1] * words.ndim)
+    return _mix(words + _mix(draw + 0x9E3779B9) & _MASK)
+
+
 def bits(key: int, slots: Tensor, draws: int = 1) -> Tensor:
     """32 random bits as int64 [draws, *slots.shape] for int64 `slots` below 2^32."""
-    draw = torch.arange(draws, device=slots.device).view(-1, *[1] * slots.ndim)
-    word = _mix(slots.unsqueeze(0) ^ (key & _MASK))
-    return _mix(_mix(word ^ (key >> 32)) + _mix(draw + 0x9E3779B9) & _MASK)
+    return drawn(words(key, slots), draws)
 
 
 def uniform(key: int, slots: Tensor, draws: int = 1) -> Tensor:

@@ -43,7 +43,9 @@ class Session:
         decisions = self._decisions()
         self.device = device.apply(decisions)
         train = self._placed(splits.train)
-        self.pipeline = self._pipeline(train)
+        compiled = decisions.compile and self.device.type != "cpu"  # which computes each image's own operation only
+        self.pipeline = augmentation(self.recipe, train, self.device, compiled)
+        self.augmenting = device.Stopwatch(self.device)
         settings = self.recipe.train
         self.loader = Loader(train, settings.batch_size, settings.seed, settings.drop_last, self.device)
         self.plan = Plan(
@@ -98,15 +100,6 @@ class Session:
         room = parse_quantity(self.recipe.machine.memory) if self.recipe.machine.memory else device.room(self.device)
         return train.to(self.device) if train.images.nbytes <= room else train
 
-    def _pipeline(self, train: Dataset) -> Pipeline:
-        settings = self.recipe.augment
-        mean, std = settings.mean, settings.std
-        if not mean:
-            mean, std = train.mean_std()
-            std = tuple(max(value, 1 / 255) for value in std)  # a channel that is the same everywhere has none
-        operations = check_augment(settings, train.image_shape)
-        return Pipeline(operations, mean, std, self.recipe.train.seed, self.device)
-
     def _rate(self, step: int) -> float:
         lr, epochs = self.recipe.optimizer.lr, self.recipe.train.epochs
         return schedule.rate(self.recipe.schedule, lr, step, self.loader.steps, epochs)
@@ -144,8 +137,10 @@ class Session:
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """The batches of one epoch from step `first` on, augmented and normalised on the device."""
         for step, batch in enumerate(self.loader.epoch(epoch, first), epoch * self.loader.steps + first):
-            images = self.pipeline.augment(batch.images, step, batch.slots)
-            yield replace(batch, images=self.pipeline.normalise(images))
+            with self.augmenting.timing():
+                batch = self.pipeline.augment(batch, epoch, step)
+                batch = replace(batch, images=self.pipeline.normalise(batch.images))
+            yield batch
 
     @property
     def judged_on(self) -> str:
@@ -165,6 +160,18 @@ class Session:
     def seconds_to_finish(self) -> float:
         """A guess, on the safe side, at a forward pass over the judged images plus the pictures."""
         return len(self.split(self.judged_on)) / max(self.meter.speed, 1.0) + 5
+
+
+def augmentation(recipe: Recipe, train: Dataset, device: torch.device, compiled: bool = False) -> Pipeline:
+    """The recipe's augmentation and normalisation on `device`, measured on the training images unless it is given."""
+    settings = recipe.augment
+    mean, std = settings.mean, settings.std
+    if not mean:
+        mean, std = train.mean_std()
+        std = tuple(max(value, 1 / 255) for value in std)  # a channel that is the same everywhere has none
+    operations = check_augment(settings, train.image_shape)
+    classes = len(train.classes)
+    return Pipeline(operations, mean, std, recipe.train.seed, device, train.image_shape, classes, compiled)
 
 
 def _located(recipe: Recipe) -> Recipe:
@@ -207,10 +214,13 @@ class Observer:
         self.last = now
         meter = self.session.meter
         meter.stepped(state.step, images)
-        state.seconds, state.waited = self.before + meter.seconds - meter.paused, state.waited + waited
+        called, augmented = self.session.augmenting.read()
+        state.seconds = self.before + meter.seconds - meter.paused
+        state.waited, state.augmented = state.waited + waited - called, state.augmented + augmented
 
     def epoch_done(self, state: State, epoch: int, means: tuple[float, float], rate: float) -> None:
         session, started = self.session, time.perf_counter()
+        state.augmented += session.augmenting.read()[1]  # by now the device has done the epoch's last pieces
         record: dict[str, object] = {"epoch": epoch, "step": state.step}
         record |= {"train_loss": means[0], "train_accuracy": means[1], "lr": rate}
         for split in self._watched():

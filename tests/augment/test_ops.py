@@ -51,7 +51,7 @@ def test_crop_over_zeros(shape: tuple[int, ...], seed: int, channels_last: bool,
         plain_augment.crop(image, int(d), int(r), "zero")
         for image, d, r in zip(images.numpy(), down, right, strict=True)
     ]
-    assert_same(ops.crop(images, down, right), twins)
+    assert_same(ops.crop(images, down, right, max(far, 1)), twins)
     assert torch.equal(images, before)
 
 
@@ -59,26 +59,44 @@ def test_crop_over_zeros(shape: tuple[int, ...], seed: int, channels_last: bool,
 def test_crop_over_the_reflection(shape: tuple[int, ...], seed: int, channels_last: bool) -> None:
     n, _, h, w = shape
     images = pictures(seed, shape, channels_last)
-    down, right = drawn(seed + 1, (n,), 1 - h, h - 1), drawn(seed + 2, (n,), 1 - w, w - 1)
+    padding = min(h, w) - 1
+    down, right = drawn(seed + 1, (2, n), -padding, padding)
     twins = [
         plain_augment.crop(image, int(d), int(r), "reflect")
         for image, d, r in zip(images.numpy(), down, right, strict=True)
     ]
-    assert_same(ops.crop(images, down, right, "reflect"), twins)
+    assert_same(ops.crop(images, down, right, padding, "reflect"), twins)
 
 
-@given(shape=SHAPES, seed=SEEDS, size=st.integers(1, 12), channels_last=st.booleans())
-def test_cutout(shape: tuple[int, ...], seed: int, size: int, channels_last: bool) -> None:
+@given(shape=SHAPES, seed=SEEDS, channels_last=st.booleans())
+def test_erase(shape: tuple[int, ...], seed: int, channels_last: bool) -> None:
     images = pictures(seed, shape, channels_last)
     before = images.clone()
-    top, left = drawn(seed + 1, (2, shape[0]), -size, 10)
-    fill = drawn(seed + 2, shape[1:2], 0, 255)
-    twins = [
-        plain_augment.cutout(image, int(t), int(x), size, fill.tolist())
-        for image, t, x in zip(images.numpy(), top, left, strict=True)
-    ]
-    assert_same(ops.cutout(images, top, left, size, fill.to(torch.uint8)), twins)
+    top, left = drawn(seed + 1, (2, shape[0]), -12, 10)
+    height, width = drawn(seed + 2, (2, shape[0]), 0, 12)
+    fill = drawn(seed + 3, shape[1:2], 0, 255)
+    boxes = zip(images.numpy(), top.tolist(), left.tolist(), height.tolist(), width.tolist(), strict=True)
+    twins = [plain_augment.erase(image, *box, fill.tolist()) for image, *box in boxes]
+    assert_same(ops.erase(images, top, left, height, width, fill.to(torch.uint8)), twins)
     assert torch.equal(images, before)
+
+
+@given(kinds=st.lists(st.integers(0, 2), min_size=1, max_size=6))
+def test_each_image_gets_its_own_operation_and_a_cpu_computes_no_other(kinds: list[int]) -> None:
+    kind, images, seen = torch.tensor(kinds), pictures(0, (len(kinds), 2, 3, 4)), list[int]()
+    strength = torch.arange(len(kinds), dtype=torch.uint8)
+
+    def add(part: Tensor, strength: Tensor) -> Tensor:
+        seen.append(len(part))
+        return part + strength.view(-1, 1, 1, 1)
+
+    operations = (None, add, lambda part, _: part.flip(3))
+    expected = [[i, i + s, i.flip(2)][k] for i, s, k in zip(images, strength, kinds, strict=True)]
+    assert torch.equal(ops.each_its_own(kind, operations, images, strength), torch.stack(expected))
+    assert sum(seen) == kinds.count(1)
+    torch.compiler.reset()
+    masked = torch.compile(ops.each_its_own, backend="eager", fullgraph=True)
+    assert torch.equal(masked(kind, operations, images, strength), torch.stack(expected))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

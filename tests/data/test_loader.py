@@ -22,8 +22,8 @@ def made_up(count: int) -> Dataset:
     return Dataset(images, torch.arange(count) % 3, ("a", "b", "c"))
 
 
-def plain(batch: Batch) -> tuple[list, list, list]:
-    return batch.images.tolist(), batch.labels.tolist(), batch.slots.tolist()
+def plain(batch: Batch) -> tuple[list, ...]:
+    return batch.images.tolist(), batch.labels.tolist(), batch.slots.tolist(), batch.indices.tolist()
 
 
 counts, sizes, seeds, epochs = st.integers(2, 40), st.integers(1, 45), st.integers(0, 2**40), st.integers(0, 300)
@@ -69,9 +69,10 @@ def test_every_image_is_served_once_in_an_order_of_its_own_each_epoch():
     assert len(set(map(tuple, orders))) == 4
 
 
-def test_batches_are_uint8_images_with_int64_labels_and_slots():
+def test_batches_are_uint8_images_with_int64_labels_slots_and_indices():
     batch = next(Loader(made_up(5), 4, 0).epoch(0))
-    assert (batch.images.dtype, batch.labels.dtype, batch.slots.dtype) == (torch.uint8, torch.int64, torch.int64)
+    assert batch.images.dtype == torch.uint8
+    assert {part.dtype for part in (batch.labels, batch.slots, batch.indices)} == {torch.int64}
     assert batch.images.is_contiguous()
 
 

@@ -22,7 +22,8 @@ from weightclass.evaluation.metrics import scorecard
 )
 def test_samples(tmp_path: Path, count: int, channels: int, tall: int, wide: int) -> None:
     images = ramp(count, channels, tall, wide)
-    grids.samples(images, [f"label {i}" for i in range(count)], tmp_path / "samples.png", "what the network sees")
+    classes = [f"label {i}" for i in range(count)]
+    grids.samples(images, torch.arange(count), classes, tmp_path / "samples.png", "what the network sees")
     high, across, _ = read(tmp_path / "samples.png").shape
     assert 80 < high < 2000 and 420 <= across < 2300
 
@@ -31,7 +32,7 @@ def test_samples(tmp_path: Path, count: int, channels: int, tall: int, wide: int
 def test_samples_are_true_to_the_pixel(tmp_path: Path, channels: int) -> None:
     images = ramp(7, channels, 8, 8)
     images[0, :, 0, 0], images[0, :, 0, 1] = 0, 255
-    grids.samples(images, list("abcdefg"), tmp_path / "samples.png", "x")
+    grids.samples(images, torch.arange(7), list("abcdefg"), tmp_path / "samples.png", "x")
     pixels = read(tmp_path / "samples.png")
     first = pixels[52 : 52 + 128, 14 : 14 + 128]  # below the title's strip, right of the gap
     expected = images[0].expand(3, 8, 8).permute(1, 2, 0).numpy().repeat(16, 0).repeat(16, 1)
@@ -73,10 +74,55 @@ def test_many_long_mistakes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", [32, 96])
 def test_only_the_drawn_images_are_read(tmp_path: Path, side: int) -> None:
     images = Lazy(ramp(70, 3, side, side))
-    grids.samples(images, ["a"] * 70, tmp_path / "s.png", "seen")
+    grids.samples(images, torch.zeros(70, dtype=torch.int64), ["a"], tmp_path / "s.png", "seen")
     grids.mistakes(images, ["a"] * 70, ["b"] * 50 + ["a"] * 20, [0.5] * 70, tmp_path / "m.png", "wrong")
     assert images.reads == [64, 40]
     assert all(600 < max(read(tmp_path / name).shape) < 2400 for name in ("s.png", "m.png"))
+
+
+# --- what the network sees ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shares", "texts"),
+    [
+        ([0, 1, 0, 0], ["ship"]),
+        ([0.3, 0.7, 0, 0], ["ship 70%", "cat 30%"]),
+        ([0.5, 0, 0.5, 0], ["cat 50%", "dog 50%"]),
+        ([0.004, 0.996, 0, 0], ["ship"]),
+        ([0.1, 0.2, 0.3, 0.4], ["owl 40%", "dog 30%", "ship 20%"]),
+    ],
+)
+def test_a_mixed_label_in_words(shares: list[float], texts: list[str]) -> None:
+    [lines] = grids._captions(torch.tensor([shares]).float(), ["cat", "ship", "dog", "owl"])
+    assert [name + tail for name, tail, _ in lines] == texts
+
+
+@pytest.mark.parametrize(("channels", "side", "tile"), [(1, 8, 128), (3, 32, 128), (3, 64, 128), (3, 300, 256)])
+def test_draws_are_true_to_the_pixel_and_in_their_places(tmp_path: Path, channels: int, side: int, tile: int) -> None:
+    """A row an image, a column a draw; the first column stands apart."""
+    colours = torch.arange(0, 240, 40).to(torch.uint8)
+    images = colours.view(3, 2, 1, 1, 1).expand(3, 2, channels, side, side)  # [draw, image]
+    labels = torch.tensor([0, 1])
+    grids.draws([(each, labels) for each in images], ["a", "b"], tmp_path / "d.png", "x")
+    pixels = read(tmp_path / "d.png")
+    left = int((pixels[52 + 22 + tile // 2] == 0).all(1).argmax())  # the first image is black
+    assert 28 < left < 60
+    for draw in range(3):
+        for row in range(2):
+            x, y = left + draw * (tile + 14) + 14 * (draw > 0), 52 + 22 + row * (tile + 14)
+            square = pixels[y : y + tile, x : x + tile]
+            assert (square == int(colours[2 * draw + row])).all()
+
+
+def test_draws_make_room_for_mixed_labels(tmp_path: Path) -> None:
+    images, labels = ramp(2, 3, 32, 32), torch.tensor([0, 1])
+    heights = []
+    for shares in ([[1, 0, 0], [0, 1, 0]], [[0.4, 0.6, 0], [0, 1, 0]], [[0.2, 0.3, 0.5], [0, 1, 0]]):
+        columns = [(images, labels), (images, torch.tensor(shares).float())]
+        grids.draws(columns, ["cat", "$ship", "W" * 300], tmp_path / "d.png", "mixed")
+        heights.append(read(tmp_path / "d.png").shape[0])
+    assert [height - heights[0] for height in heights] == [0, 2 * 2 * 18, 2 * 3 * 18]
 
 
 # --- the most confused pairs -------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ def order(key: int, count: int) -> list[int]:
     return sorted(range(count), key=lambda place: int(seeding.bits(key, torch.tensor([place]))[0, 0]))
 
 
-def batches(dataset: Dataset, size: int, seed: int, epoch: int, drop_last: bool) -> list[tuple[list, list, list]]:
-    """The epoch as lists of (images, labels, slots)."""
+def batches(dataset: Dataset, size: int, seed: int, epoch: int, drop_last: bool) -> list[tuple[list, ...]]:
+    """The epoch as lists of (images, labels, slots, indices)."""
     whole, batch = [], []
     for place in order(seeding.key(seed, "order", epoch), len(dataset)):
         batch.append(place)
@@ -27,7 +27,7 @@ def batches(dataset: Dataset, size: int, seed: int, epoch: int, drop_last: bool)
     if len(batch) > 1 and not drop_last:
         whole.append(batch)
     images, labels = dataset.images.tolist(), dataset.labels.tolist()
-    return [([images[i] for i in b], [labels[i] for i in b], list(range(len(b)))) for b in whole]
+    return [([images[i] for i in b], [labels[i] for i in b], list(range(len(b))), b) for b in whole]
 
 
 def quotas(sizes: list[int], count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Made-up images for pictures, and a PNG read back."""
+"""Made-up images, and a PNG read back."""
 
 from __future__ import annotations
 
@@ -42,3 +42,16 @@ class Lazy:
         rows = self.images[index]
         self.reads.append(len(rows))
         return rows
+
+
+def natural(count: int, height: int, width: int) -> Tensor:
+    """uint8 [count, 3, height, width]: smooth colours with noise on top, and some flat, dark, bright or two-level."""
+    random = np.random.default_rng(0)
+    rows, columns = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)
+    images = np.empty((count, 3, height, width))
+    for image in images.reshape(-1, height, width):
+        a, b, c, d = random.normal(0, 60, 4)
+        image[:] = 128 + a * rows + b * columns + c * np.sin(7 * rows * columns + d) + random.normal(0, 12, image.shape)
+    images[1::16], images[2::16] = images[1::16] / 4, 128 + images[2::16] / 2
+    images[3::16], images[4::16] = 90, np.where(images[4::16] > 128, 200, 30)
+    return torch.from_numpy(images.clip(0, 255).astype(np.uint8))

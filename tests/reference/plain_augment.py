@@ -25,12 +25,13 @@ def crop(image: np.ndarray, down: int, right: int, mode: str) -> np.ndarray:
     return _by_channel(image, lambda grey: grey.crop((right, down, right + w, down + h)))  # zeros outside
 
 
-def cutout(image: np.ndarray, top: int, left: int, size: int, fill: list[int]) -> np.ndarray:
+def erase(image: np.ndarray, top: int, left: int, height: int, width: int, fill: list[int]) -> np.ndarray:
     filled = image.copy()
-    for channel, value in enumerate(fill):
-        grey = Image.fromarray(image[channel].copy())
-        ImageDraw.Draw(grey).rectangle((left, top, left + size - 1, top + size - 1), fill=value)
-        filled[channel] = np.asarray(grey)
+    if height and width:
+        for channel, value in enumerate(fill):
+            grey = Image.fromarray(image[channel].copy())
+            ImageDraw.Draw(grey).rectangle((left, top, left + width - 1, top + height - 1), fill=value)
+            filled[channel] = np.asarray(grey)
     return filled
 
 

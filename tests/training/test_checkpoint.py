@@ -92,6 +92,18 @@ def test_unpack_of_pack(tmp_path: Path, kind: str) -> None:
                 assert (value.dtype, value.stride()) == (theirs[name].dtype, theirs[name].stride()), name
 
 
+def test_the_times_are_kept_and_a_checkpoint_of_before_augmentation_was_timed_is_taken(tmp_path: Path) -> None:
+    run, other = trained(tmp_path, 1), fresh()
+    times = {"seconds": 8.0, "waited": 4.0, "saved": 2.0, "augmented": 1.0}
+    vars(run.state).update(times)
+    tensors = pack(run.state)
+    unpack(other.state, 1, tensors)
+    assert {name: getattr(other.state, name) for name in times} == times
+    other = fresh()
+    unpack(other.state, 1, tensors | {"clock": tensors["clock"][:3]})
+    assert {name: getattr(other.state, name) for name in times} == times | {"augmented": 0.0}
+
+
 def test_another_networks_checkpoint_is_not_taken(tmp_path: Path) -> None:
     tensors = pack(trained(tmp_path, 1, "sgd without momentum").state)
     with pytest.raises(KeyError):

@@ -18,12 +18,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.reference import plain_loop, tiny_run
 from tests.reference.tiny_run import Batch, Run, Watcher, differing
 from weightclass import config
 from weightclass.augment.pipeline import Augment, Pipeline, check
+from weightclass.data import loader
 from weightclass.errors import UserError
 from weightclass.training import loop, optim
 from weightclass.training.checkpoint import Keeper
@@ -85,6 +87,47 @@ def test_watchers_and_rates(tmp_path: Path) -> None:
     dropping, watcher = Run(Train(epochs=1, batch_size=16, drop_last=True)), Watcher()
     dropping.fit(tmp_path / "other", watcher)
     assert watcher.images == [16, 16]
+
+
+# --- soft targets ------------------------------------------------------------------------------------------
+
+
+class Soft(Run):
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        for batch in super().batches(epoch, first):
+            yield replace(batch, labels=F.one_hot(batch.labels, tiny_run.CLASSES).double())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("micro", [0, 8])
+def test_certain_probabilities_train_as_labels_do(tmp_path: Path, smoothing: float, micro: int) -> None:
+    train = Train(epochs=2, batch_size=16, micro_batch=micro, bn_group=4, label_smoothing=smoothing, ema=0.5)
+    runs, watchers = (Run(train, dropout=0.2), Soft(train, dropout=0.2)), (Watcher(), Watcher())
+    for number, (run, watcher) in enumerate(zip(runs, watchers, strict=True)):
+        run.fit(tmp_path / str(number), watcher)
+    assert_close(runs[0].tensors(), runs[1].tensors(), 1e-12)
+    assert watchers[0].epochs == [pytest.approx(epoch, rel=1e-12) for epoch in watchers[1].epochs]
+
+
+@pytest.mark.parametrize("micro", [0, 4])
+def test_mixed_labels_have_the_loss_of_both_by_their_shares(micro: int) -> None:
+    run = Run(Train(batch_size=16, micro_batch=micro, bn_group=4))
+    batch, plain = next(run.batches(0)), tiny_run.model(group=4)
+    share = torch.arange(16).double() % 5 / 4  # 0 and 1 are certain, 1/2 is a tie
+    one, other = batch.labels, batch.labels.flip(0)
+    kinds = F.one_hot(torch.stack([one, other]), tiny_run.CLASSES)
+    mixed = share[:, None] * kinds[0] + (1 - share[:, None]) * kinds[1]
+    logits = plain.train()(batch.images)
+    losses = [F.cross_entropy(logits, labels, reduction="none") for labels in (one, other)]
+    loss = (share * losses[0] + (1 - share) * losses[1]).mean()
+    loss.backward()
+    likeliest = torch.where(share == 0.5, torch.minimum(one, other), torch.where(share > 0.5, one, other))
+    assert (one != other)[share == 0.5].any()
+    loop.training_step(run.state, run.plan, replace(batch, labels=mixed), run.state.model)
+    correct = (logits.argmax(1) == likeliest).sum().item()
+    assert run.state.sums.tolist() == [pytest.approx(16 * loss.item(), rel=1e-12), correct, 16]
+    for ours, theirs in zip(run.state.model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)
 
 
 # --- micro-batches -----------------------------------------------------------------------------------------
@@ -338,10 +381,11 @@ def golden_curve(folder: Path) -> list[float]:
     train = Train(epochs=7, batch_size=16, micro_batch=8, bn_group=4, label_smoothing=0.1, ema=0.9, seed=1)
     run = Run(train, optim.SGD(lr=0.05, nesterov=True), Cosine(warmup=1), dropout=0.1)
     operations = check(Augment(ops=("crop(1)", "flip", "cutout(2)")), (3, 8, 8))
-    pipeline = Pipeline(operations, (0.4,) * 3, (0.25,) * 3, 1, torch.device("cpu"))
+    pipeline = Pipeline(operations, (0.4,) * 3, (0.25,) * 3, 1, torch.device("cpu"), (3, 8, 8), 4)
 
     def seen(images: Tensor, step: int, slots: Tensor) -> Tensor:
-        return pipeline.normalise(pipeline.augment(images, step, slots)).double().contiguous()
+        batch = loader.Batch(images, slots, slots, slots)
+        return pipeline.normalise(pipeline.augment(batch, 0, step).images).double().contiguous()
 
     run.seen = seen  # type: ignore[method-assign]
     watcher = Watcher()

@@ -1,20 +1,44 @@
 """Deterministic whole-batch image operations: one strength an image, no randomness here.
 
 Every function takes uint8 images [n, C, H, W] and per-image strengths [n], and returns new uint8 images of the
-same shape. The numbers are drawn in `pipeline`, so that each operation can be compared with its plain twin.
+same shape. The numbers are drawn in `operations`, so that each operation can be compared with its plain twin.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+Operation = Callable[..., Tensor]
 
-def _take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Pixels [n, C, H, W] at `rows` [n, H] x `columns` [n, W] of each image: one gather for the whole batch."""
-    n, c, h, w = images.shape
-    flat = (rows.unsqueeze(2) * w + columns.unsqueeze(1)).view(n, 1, h * w)
-    return images.reshape(n, c, h * w).gather(2, flat.expand(n, c, h * w)).view(n, c, h, w)
+
+def each_its_own(kind: Tensor, operations: Sequence[Operation | None], images: Tensor, *strengths: Tensor) -> Tensor:
+    """Each of `images` through `operations[kind](images, *strengths)`; None leaves them. `kind` is int64 [n], all else
+    [n, ...].
+
+    A CPU sorts the images by kind, so that each operation computes its own only; elsewhere each computes all, and
+    nobody waits to hear how many there are.
+    """
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
+        changed = images
+        for number, operation in enumerate(operations):
+            if operation:
+                mine = (kind == number).view(-1, 1, 1, 1)
+                changed = torch.where(mine, operation(images, *strengths), changed)
+        return changed
+    order, counts = kind.argsort(stable=True), kind.bincount(minlength=len(operations)).tolist()
+    if len(images) in counts:
+        operation = operations[counts.index(len(images))]
+        return operation(images, *strengths) if operation else images
+    parts = zip(*(whole.index_select(0, order).split(counts) for whole in (images, *strengths)), strict=True)
+    done = [
+        operation(*part) if operation and len(part[0]) else part[0]
+        for operation, part in zip(operations, parts, strict=True)
+    ]
+    return torch.cat(done).index_select(0, order.argsort())
 
 
 def _where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -27,32 +51,31 @@ def flip(images: Tensor, mirrored: Tensor) -> Tensor:
     return _where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
-def crop(images: Tensor, down: Tensor, right: Tensor, mode: str = "zero") -> Tensor:
-    """Move the window by `down`, `right` pixels (int64 [n]) over an image padded with zeros or its reflection."""
-    h, w = images.shape[2:]
-    rows = torch.arange(h, device=images.device) + down.unsqueeze(1)
-    columns = torch.arange(w, device=images.device) + right.unsqueeze(1)
-    if mode == "reflect":
-        return _take(images, _reflect(rows, h), _reflect(columns, w))
-    inside = ((rows >= 0) & (rows < h)).unsqueeze(2) & ((columns >= 0) & (columns < w)).unsqueeze(1)
-    return _take(images, rows.clamp(0, h - 1), columns.clamp(0, w - 1)) * inside.unsqueeze(1)
+def crop(images: Tensor, down: Tensor, right: Tensor, padding: int, mode: str = "zero") -> Tensor:
+    """Move the window by `down`, `right` pixels (int64 [n], up to `padding`) over an image padded with zeros or its
+    reflection."""
+    n, c, h, w = images.shape
+    padded = F.pad(images, [padding] * 4, "reflect" if mode == "reflect" else "constant").contiguous()
+    high, wide = padded.shape[2:]
+    corners = (torch.arange(n, device=images.device) * c * high + down + padding) * wide + right + padding
+    rows = torch.arange(c * high, device=images.device).view(c, high)[:, :h] * wide
+    # a row of the window is w bytes in a row, wherever they begin: copied whole, several times as fast as pixels
+    starts = corners.view(n, 1, 1) + rows
+    return padded.view(-1).unfold(0, w, 1).index_select(0, starts.flatten()).view(n, c, h, w)
 
 
-def _reflect(index: Tensor, size: int) -> Tensor:
-    """Indices folded back into [0, size), the border pixel not repeated (numpy's and torch's `reflect`)."""
-    return (size - 1) - (index.abs() - (size - 1)).abs()
+def box(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """bool [n, 1, H, W]: inside of boxes with their corners at `top`, `left` (int64 [n]; parts outside are lost)."""
+    rows = torch.arange(images.shape[2], device=images.device) - top.unsqueeze(1)
+    columns = torch.arange(images.shape[3], device=images.device) - left.unsqueeze(1)
+    high, wide = (rows >= 0) & (rows < height.unsqueeze(1)), (columns >= 0) & (columns < width.unsqueeze(1))
+    return (high.unsqueeze(2) & wide.unsqueeze(1)).unsqueeze(1)
 
 
-def cutout(images: Tensor, top: Tensor, left: Tensor, size: int, fill: Tensor) -> Tensor:
-    """Fill a `size` x `size` square with its corner at `top`, `left` (int64 [n]; parts outside are lost).
-
-    `fill` is uint8 [C]. Source: DeVries & Taylor 2017, arXiv 1708.04552.
-    """
-    h, w = images.shape[2:]
-    rows = torch.arange(h, device=images.device) - top.unsqueeze(1)
-    columns = torch.arange(w, device=images.device) - left.unsqueeze(1)
-    hole = ((rows >= 0) & (rows < size)).unsqueeze(2) & ((columns >= 0) & (columns < size)).unsqueeze(1)
-    return _where(hole.unsqueeze(1), fill.view(1, -1, 1, 1), images)
+def erase(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, fill: Tensor) -> Tensor:
+    """Fill a `box` with the colour `fill` (uint8 [C]). Sources: DeVries & Taylor 2017, arXiv 1708.04552 (squares);
+    Zhong et al. 2020, arXiv 1708.04896."""
+    return _where(box(images, top, left, height, width), fill.view(1, -1, 1, 1), images)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

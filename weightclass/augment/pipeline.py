@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_type_hints
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Protocol, TypeVar, get_type_hints
 
 import msgspec
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from weightclass import seeding
 from weightclass.augment import ops
+from weightclass.augment.operations import COLOURED, MIXES, OPERATIONS, PREPARED, Draw, Setting
 from weightclass.config import Table, near_miss
 from weightclass.errors import UserError
 
-Size = Annotated[int, msgspec.Meta(ge=1, le=4096)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+NAMES = OPERATIONS | MIXES
+_NOT_GIVEN = ("draw", "images", "targets")
 Channel = Annotated[float, msgspec.Meta(ge=-10, le=10)]
 
 
@@ -40,48 +42,8 @@ class Augment(Table):
             raise ValueError("mean and std need one number a channel each: set both or neither")
 
 
-@dataclass(frozen=True)
-class Draw:
-    """One operation's source of numbers at one step."""
-
-    key: int
-    slots: Tensor
-    fill: Tensor
-
-    def chance(self, p: float) -> Tensor:
-        """bool [n], true with probability `p`."""
-        return seeding.uniform(self.key, self.slots)[0] < p
-
-    def integers(self, low: int, high: int, draws: int) -> Tensor:
-        """int64 [draws, n] in [low, high]."""
-        return seeding.integers(self.key, self.slots, low, high, draws)
-
-
-def flip(draw: Draw, images: Tensor, p: Share = 0.5) -> Tensor:
-    """Mirror left to right with probability `p`."""
-    return ops.flip(images, draw.chance(p))
-
-
-def crop(draw: Draw, images: Tensor, padding: Size, mode: Literal["zero", "reflect"] = "zero") -> Tensor:
-    """Pad by `padding` pixels on every side, cut the original size at a random place."""
-    down, right = draw.integers(-padding, padding, 2)
-    return ops.crop(images, down, right, mode)
-
-
-def cutout(draw: Draw, images: Tensor, size: Size) -> Tensor:
-    """Fill a square of `size` pixels, centred on a random pixel, with the mean colour (black, where the mean is
-    negative)."""
-    h, w = images.shape[2:]
-    top = draw.integers(0, h - 1, 2)[0] - size // 2
-    left = draw.integers(0, w - 1, 2)[1] - size // 2
-    return ops.cutout(images, top, left, size, draw.fill)
-
-
-OPERATIONS: dict[str, Callable[..., Tensor]] = {"flip": flip, "crop": crop, "cutout": cutout}
-
-
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """`"crop(4, reflect)"` to `("crop", {"padding": 4, "mode": "reflect"})`: literals and bare words only."""
+    """`"crop(4)"` to `("crop", {"padding": 4, "mode": "zero"})`: literals and bare words only."""
     try:
         node = ast.parse(text.strip(), mode="eval").body
         call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
@@ -90,51 +52,98 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         keywords = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, TypeError, AttributeError):
         raise UserError(f"augment.ops: cannot read {text!r}: write a name and its numbers, such as crop(4)") from None
-    if name not in OPERATIONS:
-        raise UserError(f"augment.ops: unknown operation {name!r}{near_miss(name, OPERATIONS)}")
-    return name, _bind(text, OPERATIONS[name], args, keywords)
+    if name not in NAMES:
+        raise UserError(f"augment.ops: unknown operation {name!r}{near_miss(name, NAMES)}")
+    return name, _bind(text, NAMES[name], args, keywords)
 
 
 def _literal(node: ast.expr) -> Any:
     return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
-def _bind(text: str, operation: Callable[..., Tensor], args: list[Any], keywords: dict[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(operation)
-    signature = signature.replace(parameters=list(signature.parameters.values())[2:])
-    hints = get_type_hints(operation, include_extras=True)
+def _bind(text: str, operation: Callable[..., Any], args: list[Any], keywords: dict[str, Any]) -> dict[str, Any]:
+    signature, hints = inspect.signature(operation), get_type_hints(operation, include_extras=True)
+    given = [parameter for name, parameter in signature.parameters.items() if name not in _NOT_GIVEN]
+    signature = signature.replace(parameters=given)
     try:
-        bound = signature.bind(*args, **keywords).arguments
-        return {name: msgspec.convert(value, hints[name]) for name, value in bound.items()}
+        bound = signature.bind(*args, **keywords)
+        bound.apply_defaults()
+        return {name: msgspec.convert(value, hints[name]) for name, value in bound.arguments.items()}
     except (TypeError, msgspec.ValidationError) as error:
         usage = ", ".join(str(parameter.name) for parameter in signature.parameters.values())
         raise UserError(f"augment.ops: {text!r}: {error}; usage: {operation.__name__}({usage})") from None
 
 
+class Batch(Protocol):
+    """A dataclass of at least these; int64 [n] all but the images, which are uint8 [n, C, H, W]."""
+
+    images: Tensor
+    labels: Tensor
+    slots: Tensor
+    """Places in the global batch."""
+    indices: Tensor
+    """Places in the data set."""
+
+
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
+
+
 @dataclass
 class Pipeline:
-    """uint8 images [n, C, H, W] to normalised float32, augmented when a step is given."""
+    """uint8 images [n, C, H, W] augmented, and normalised to float32."""
 
     operations: list[tuple[str, dict[str, Any]]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     seed: int
     device: torch.device
+    image_shape: tuple[int, int, int]
+    classes: int
+    compile: bool = False
     _mean: Tensor = field(init=False)
     _std: Tensor = field(init=False)
     _fill: Tensor = field(init=False)
+    _prepared: list[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self._mean = torch.tensor(self.mean, device=self.device)
         self._std = torch.tensor(self.std, device=self.device)
         self._fill = (self._mean * 255).round().clamp(0, 255).to(torch.uint8)
+        at = Setting(self.seed, *self.image_shape[1:], self.device)
+        self._prepared = [PREPARED[name](at, **said) if name in PREPARED else None for name, said in self.operations]
+        self._compiled = torch.compile(self.apply, dynamic=False) if self.compile else None
 
-    def augment(self, images: Tensor, step: int, slots: Tensor) -> Tensor:
-        """uint8 in, uint8 out; `slots` int64 [n] are the images' places in the global batch."""
-        for place, (name, arguments) in enumerate(self.operations):
-            draw = Draw(seeding.key(self.seed, f"augment/{place}/{name}", step), slots, self._fill)
-            images = OPERATIONS[name](draw, images, **arguments)
-        return images
+    def augment(self, batch: AnyBatch, epoch: int, step: int) -> AnyBatch:
+        """The batch as the network sees it: images uint8 still, labels float32 [n, classes] where they are mixed."""
+        keys = [seeding.key(self.seed, f"augment/{at}/{name}", step) for at, (name, _) in enumerate(self.operations)]
+        targets = batch.labels
+        if any(name in MIXES for name, _ in self.operations):
+            targets = F.one_hot(targets, self.classes).float()
+        apply, turn = self.apply, epoch
+        if self._compiled:  # numbers that differ from step to step are tensors there, or each step would be a new graph
+            signed = [key - 2**64 if key >> 63 else key for key in keys]
+            *keys, turn = torch.tensor([*signed, epoch]).to(self.device, non_blocking=True)
+            apply = self._compiled
+        images, targets = apply(batch.images, targets, batch.slots, batch.indices, turn, keys)
+        return replace(batch, images=images, labels=targets)  # type: ignore[type-var]
+
+    def apply(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        slots: Tensor,
+        indices: Tensor,
+        epoch: int | Tensor,
+        keys: Sequence[int | Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """All operations in their order, `keys` (integers, or tensors for a compiled graph) one each."""
+        for (name, said), key, ready in zip(self.operations, keys, self._prepared, strict=True):
+            draw = Draw(key, slots, indices, epoch, self._fill, ready)
+            if name in MIXES:
+                images, targets = MIXES[name](draw, images, targets, **said)
+            else:
+                images = OPERATIONS[name](draw, images, **said)
+        return images, targets
 
     def normalise(self, images: Tensor) -> Tensor:
         """What every image goes through, in training and in evaluation alike."""
@@ -147,8 +156,14 @@ def check(config: Augment, image_shape: tuple[int, int, int]) -> list[tuple[str,
     if config.mean and len(config.mean) != channels:
         raise UserError(f"augment.mean has {len(config.mean)} numbers, the images have {channels} channels")
     operations = [parse(text) for text in config.ops]
-    for name, arguments in operations:
-        size = arguments.get("padding", arguments.get("size", 0))
+    for text, (name, said) in zip(config.ops, operations, strict=True):
+        size = said.get("padding", said.get("size", said.get("pixels", 0)))
         if size >= min(height, width):
-            raise UserError(f"augment.ops: {name}({size}) is too much for images of {height}x{width}")
+            raise UserError(f"augment.ops: {text} is too much for images of {height}x{width}")
+        if said.get("magnitude", 0) >= said.get("bins", 1) and name == "randaugment":
+            raise UserError(f"augment.ops: {text}: magnitude {said['magnitude']} must be below bins, {said['bins']}")
+        if said.get("least", 0) > said.get("most", 1):
+            raise UserError(f"augment.ops: {text}: least {said['least']:g} must not be above most, {said['most']:g}")
+        if (name in COLOURED and channels != 3) or (name == "contrast" and channels not in (1, 3)):
+            raise UserError(f"augment.ops: {name} needs images of 3 channels, these have {channels}: leave it out")
     return operations

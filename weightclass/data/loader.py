@@ -24,11 +24,13 @@ AHEAD = 4  # batches that are read while one is used
 
 @dataclass
 class Batch:
-    """Images uint8 [n, C, H, W], labels int64 [n], and slots int64 [n]: each image's place in the global batch."""
+    """Images uint8 [n, C, H, W] and labels int64 [n]; slots int64 [n] are each image's place in the global batch,
+    indices int64 [n] its place in the data set."""
 
     images: Tensor
     labels: Tensor
     slots: Tensor
+    indices: Tensor
 
 
 class Loader:
@@ -56,13 +58,13 @@ class Loader:
         order = seeding.permutation(seeding.key(self.seed, "order", epoch), len(self.dataset), labels.device)
         chosen = order.split(self.batch_size)[first : self.steps]
         jobs = (partial(self._read, indices) for indices in chosen)
-        for images, labels in ahead(jobs, 1, AHEAD) if self.streams else (job() for job in jobs):
+        for parts in ahead(jobs, 1, AHEAD) if self.streams else (job() for job in jobs):
             # Moved by the thread that computes: neither MPS nor memory that runs out is for another one.
-            images, labels = (part.to(self.device, non_blocking=part.is_pinned()) for part in (images, labels))
-            yield Batch(images, labels, torch.arange(len(labels), device=self.device))
+            images, labels, indices = (part.to(self.device, non_blocking=part.is_pinned()) for part in parts)
+            yield Batch(images, labels, torch.arange(len(labels), device=self.device), indices)
 
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        images, labels = self.dataset.images[indices], self.dataset.labels[indices]
+    def _read(self, indices: Tensor) -> tuple[Tensor, ...]:
+        parts = self.dataset.images[indices], self.dataset.labels[indices], indices
         if self.streams and self.device.type == "cuda":  # from pinned memory a copy waits for nobody
-            images, labels = images.pin_memory(), labels.pin_memory()
-        return images, labels
+            return tuple(part.pin_memory() for part in parts)
+        return parts

@@ -27,9 +27,33 @@ GAP, LINE = 14, 18  # pixels between tiles, and of a line of text
 Line = tuple[str, str, str]  # a name that may be shortened, what follows it, the colour
 
 
-def samples(images: Images, labels: Sequence[str], path: str | Path, title: str) -> None:
-    """The first 64 of `images` [n, C, H, W], uint8, each with its label below."""
-    _grid(images[:64], [[(label, "", FAINT)] for label in labels[:64]], path, title)
+def samples(images: Images, labels: Tensor, classes: Sequence[str], path: str | Path, title: str) -> None:
+    """The first 64 of `images` [n, C, H, W], uint8, each with its class below.
+
+    `labels` are int64 [n] or, where images are mixed, the classes' shares, float32 [n, classes].
+    """
+    _grid(images[:64], _captions(labels[:64], classes), path, title)
+
+
+def draws(seen: Sequence[tuple[Tensor, Tensor]], classes: Sequence[str], path: str | Path, title: str) -> None:
+    """A contact sheet of images and labels as `samples` takes them: first as they are, then a column for each epoch.
+
+    A row begins with its class; below an image stands its label where that is another.
+    """
+    columns = [(_tiles(images, 128), _captions(labels, classes)) for images, labels in seen]
+    names = columns[0][1]
+    texts = [[lines * (lines != name) for lines, name in zip(column, names, strict=True)] for _, column in columns]
+    _, tall, wide, _ = columns[0][0].shape
+    left = 2 * GAP + min(160, math.ceil(max(text_width(name, 8) for [(name, *_)] in names)))
+    across, down, top = wide + GAP, tall + GAP + LINE * max(len(lines) for below in texts for lines in below), LINE + 4
+    with _sheet(path, title, max(left + len(columns) * across + GAP, 420), top + len(names) * down) as axes:
+        for row, [(name, *_)] in enumerate(names):
+            axes.text(GAP, top + row * down + tall / 2, fit(name, left - 2 * GAP, 8), fontsize=8, va="center")
+        for column, ((tiles, _), below) in enumerate(zip(columns, texts, strict=True)):
+            x = left + column * across + GAP * (column > 0)
+            axes.text(x, 0, f"epoch {column}" if column else "as it is", fontsize=6.5, color=FAINT, va="top")
+            for row, (tile, lines) in enumerate(zip(tiles, below, strict=True)):
+                _paste(axes, tile, (x, top + row * down), lines)
 
 
 def mistakes(
@@ -74,6 +98,17 @@ def confused(card: Scorecard, images: Images, labels: Tensor, logits: Tensor, pa
             for column, (index, tile) in enumerate(zip(indices[:columns].tolist(), tiles, strict=False)):
                 place = GAP + column * (wide + GAP), row * down + heading
                 _paste(axes, tile, place, [(f"{confidence[index]:.0%}", "", FAINT)])
+
+
+def _captions(labels: Tensor, classes: Sequence[str]) -> list[list[Line]]:
+    shares = labels if labels.is_floating_point() else F.one_hot(labels, len(classes))
+    return [_caption(row, classes) for row in shares.tolist()]
+
+
+def _caption(shares: Sequence[float], classes: Sequence[str]) -> list[Line]:
+    """The class of an image; of a mixed one up to three, the largest share first."""
+    largest = sorted(range(len(classes)), key=lambda label: -shares[label])[:3]
+    return [(classes[i], f" {shares[i]:.0%}" * (shares[i] < 0.995), FAINT) for i in largest if shares[i] >= 0.005]
 
 
 def _heading(classes: Sequence[str], pair: Pair, room: float) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"(\d{9})-([0-9a-f]{16})\.safetensors")
 _KEEP = 2
+_CLOCK = ("seconds", "waited", "saved", "augmented")  # a new one goes to the end, for checkpoints that lack it
 
 
 def pack(state: State) -> dict[str, Tensor]:
@@ -33,7 +34,7 @@ def pack(state: State) -> dict[str, Tensor]:
     for index, values in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items() if value is not None}
     tensors["sums"] = state.sums
-    tensors["clock"] = torch.tensor([state.seconds, state.waited, state.saved], dtype=torch.float64)
+    tensors["clock"] = torch.tensor([getattr(state, name) for name in _CLOCK], dtype=torch.float64)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -43,7 +44,8 @@ def unpack(state: State, step: int, tensors: dict[str, Tensor]) -> None:
         network.load_state_dict({name: tensors[f"{part}/{name}"] for name in network.state_dict()})
     _load_optimizer(state.optimizer, tensors)
     state.sums.copy_(tensors["sums"])
-    state.seconds, state.waited, state.saved = tensors["clock"].tolist()
+    for name, seconds in zip(_CLOCK, tensors["clock"].tolist(), strict=False):
+        setattr(state, name, seconds)
     state.step = step
 
 

@@ -62,7 +62,8 @@ class Train(Table):
 
 
 class Batch(Protocol):
-    """Normalised images float32 [n, C, H, W], labels int64 [n], slots int64 [n] (places in the global batch)."""
+    """Normalised images float32 [n, C, H, W], labels int64 [n] (or probabilities float32 [n, classes]), and slots int64
+    [n] (places in the global batch)."""
 
     images: Tensor
     labels: Tensor
@@ -78,11 +79,14 @@ class State:
     average: Average | None
     step: int = 0
     sums: Tensor = field(default_factory=lambda: torch.zeros(3))
-    """Of this epoch so far, on the device (float64 where it has it): loss x images, correct, images."""
+    """Of this epoch so far, on the device (float64 where it has it): loss x images, correct (by the likeliest label,
+    the first of equal ones), images."""
     seconds: float = 0.0
     """Time trained, over all sittings of the run, evaluations left out."""
     waited: float = 0.0
-    """Of it, waiting for data, augmentation included."""
+    """Of it, waiting for data."""
+    augmented: float = 0.0
+    """Of it, augmenting and normalising images."""
     saved: float = 0.0
     """Of it, writing checkpoints."""
 
@@ -207,7 +211,7 @@ def _gradients(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor
         loss = cross_entropy(logits, labels, plan.train.label_smoothing)
         (loss * (len(labels) / len(batch.labels))).backward()
         state.sums[0] += loss.detach() * len(labels)
-        state.sums[1] += (logits.argmax(1) == labels).sum()
+        state.sums[1] += (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
         state.sums[2] += len(labels)
 
 
