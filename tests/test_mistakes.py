@@ -267,7 +267,7 @@ MISTAKES = {
     "samples quickstart --save seen.jpg": "Invalid value for '--save': 'seen.jpg': name a .png file",
     "samples quickstart --save ''": "Invalid value for '--save': '': name a .png file",
     "samples quickstart --save notes.txt/s.png": "could not write notes.txt/s.png",
-    "samples quickstart --images 0": "0 is not in the range 1<=x<=32",
+    "samples quickstart --images 0": "0 is not in the range 1<=x<=16",
     "samples quickstart --draws many": "'many' is not a valid integer",
     "samples quickstart augment.ops=crop(9)": "is too much for images of 8x8",
     "samples quickstart train.batch_size=1e6": "train.batch_size",

@@ -201,8 +201,8 @@ def weigh(words: tuple[str, ...], draw: str) -> int:
 @click.option(
     "--save", type=Place(".png"), metavar="FILE", default="samples.png", show_default=True, help="the picture"
 )
-@click.option("--images", type=click.IntRange(1, 32), default=8, show_default=True, help="rows: one image each")
-@click.option("--draws", type=click.IntRange(0, 32), default=7, show_default=True, help="columns: one epoch each")
+@click.option("--images", type=click.IntRange(1, 16), default=8, show_default=True, help="rows: one image each")
+@click.option("--draws", type=click.IntRange(0, 16), default=7, show_default=True, help="columns: one epoch each")
 def samples(words: tuple[str, ...], save: str, images: int, draws: int) -> int:
     """Draw training images as they are and as a recipe's network would see them. Trains nothing."""
     from weightclass import run

@@ -80,6 +80,9 @@ def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
 def apply(decisions: Decisions) -> torch.device:
     """Make this process compute as decided."""
     torch.set_num_threads(decisions.threads)
+    # glibc gives a step's large blocks back to the system, and taking them anew, page by page, costs a step 5 % and
+    # more; once a block this large was freed (untouched, so it cost nothing), it keeps them (mallopt, M_MMAP_THRESHOLD)
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     if decisions.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True  # torch's default for convolutions, as in the paper's runs
         torch.backends.cudnn.benchmark = True
@@ -175,7 +178,7 @@ def environment() -> Mapping[str, Any]:
 
 
 class Stopwatch:
-    """The seconds that pieces of work take, for which nobody is made to wait.
+    """The seconds that pieces of work take (compiling them the first time, too), for which nobody is made to wait.
 
     CUDA works on after the call returns: a pair of events stands around each piece and is read once the device has
     passed it. Elsewhere the host's time is taken.

@@ -13,7 +13,7 @@ from torch import Tensor
 from weightclass import __version__, device, judge, modelfile, recipe, results
 from weightclass.augment.pipeline import Pipeline
 from weightclass.data import sources
-from weightclass.data.loader import Batch, Loader
+from weightclass.data.loader import Loader
 from weightclass.data.sources import Found
 from weightclass.evaluation import charts, grids
 from weightclass.evaluation.metrics import Scorecard
@@ -94,12 +94,7 @@ def samples(
         data = found.load(progress).train
     settings, pipeline = named.recipe.train, augmentation(named.recipe, data, torch.device("cpu"))
     loader = Loader(data, settings.batch_size, settings.seed, settings.drop_last)
-    batch = next(loader.epoch(0))
-    seen = [(batch.images, batch.labels), *(_seen(pipeline, batch, loader, epoch) for epoch in range(draws))]
-    earlier = (batch.labels[:1024, None] == batch.labels[:1024]).tril(-1).sum(1)  # images of its class before each
-    rows = earlier.argsort(stable=True)[:images]
-    title = f"{named.name}: {', '.join(named.recipe.augment.ops) or 'no augmentation'}"
-    grids.draws([(pictures[rows], labels[rows]) for pictures, labels in seen], data.classes, path, title)
+    _contact_sheet(named, pipeline, loader, path, images, draws)
 
 
 def _weighed(named: Named, found: Found) -> Weights:
@@ -193,12 +188,16 @@ def draw(session: Session, card: Scorecard, logits: Tensor) -> None:
     headline = f"{name}: {card.accuracy:.2%} on {card.n:,} {session.judged_on} images"
     judge.draw(card, logits, session.split(session.judged_on), folder, headline)
     charts.curves(session.metrics.records, folder / "curves.png", headline)
-    images, labels = _seen(session.pipeline, next(session.loader.epoch(0)), session.loader, epoch=0)
-    classes = session.splits.train.classes
-    grids.samples(images, labels, classes, folder / "samples.png", f"what {name} sees in training")
+    _contact_sheet(session.named, session.pipeline, session.loader, folder / "samples.png")
 
 
-def _seen(pipeline: Pipeline, batch: Batch, loader: Loader, epoch: int) -> tuple[Tensor, Tensor]:
-    """`batch` as the network would see it at the first step of `epoch`: images, uint8, and labels, on the CPU."""
-    seen = pipeline.augment(batch, epoch, epoch * loader.steps)
-    return seen.images.cpu(), seen.labels.cpu()
+def _contact_sheet(
+    named: Named, pipeline: Pipeline, loader: Loader, path: str | Path, images: int = 8, draws: int = 7
+) -> None:
+    batch = next(loader.epoch(0))
+    epochs = [pipeline.augment(batch, epoch, epoch * loader.steps) for epoch in range(draws)]
+    earlier = (batch.labels[:1024, None] == batch.labels[:1024]).tril(-1).sum(1)  # images of its class before each
+    rows = earlier.argsort(stable=True)[:images]
+    seen = [(each.images[rows].cpu(), each.labels[rows].cpu()) for each in (batch, *epochs)]
+    title = f"{named.name}: {', '.join(named.recipe.augment.ops) or 'no augmentation'}"
+    grids.samples(seen, loader.dataset.classes, path, title)

@@ -43,6 +43,8 @@ class Session:
         decisions = self._decisions()
         self.device = device.apply(decisions)
         train = self._placed(splits.train)
+        if decisions.compile:
+            torch.compiler.reset()  # or a process's fifth recipe finds dynamo's cache full, and runs uncompiled
         compiled = decisions.compile and self.device.type != "cpu"  # which computes each image's own operation only
         self.pipeline = augmentation(self.recipe, train, self.device, compiled)
         self.augmenting = device.Stopwatch(self.device)

@@ -88,6 +88,7 @@ def test_reads(text: str, name: str, arguments: dict[str, object]) -> None:
         ("crop(*[4])", "cannot read"),
         ("crop({[]})", "cannot read"),
         ("crop(4)(4)", "cannot read"),
+        ("crop(" + "-" * 3000 + "1)", "cannot read"),
         ("ops.crop(4)", "cannot read"),
         ("crop(4", "cannot read"),
         ("crop(4); flip", "cannot read"),
@@ -212,7 +213,7 @@ def test_any_size_and_channel_count_or_one_line(shape: tuple[int, int, int]) -> 
         try:
             ours = pipeline(operation, shape=shape)
         except UserError as error:
-            assert "3 channels" in str(error) or "too much" in str(error)  # noqa: PT017 (either outcome is right)
+            assert "channels" in str(error) or "too much" in str(error)  # noqa: PT017 (either outcome is right)
             continue
         seen = augmented(ours, images, 0, slots)
         assert (seen.dtype, seen.shape) == (torch.uint8, images.shape)
@@ -222,7 +223,7 @@ def test_what_needs_colour_says_so_on_grey_images() -> None:
     for name in ("saturation(0.5)", "autoaugment", "randaugment", "trivialaugment", "augmix"):
         with pytest.raises(UserError, match=r"needs images of 3 channels, these have 1: leave it out"):
             check(Augment(ops=(name,)), (1, 8, 8))
-    with pytest.raises(UserError, match="contrast needs images of 3 channels, these have 4"):
+    with pytest.raises(UserError, match="contrast needs images of 1 or 3 channels, these have 4"):
         check(Augment(ops=("contrast(0.5)",)), (4, 8, 8))
 
 
@@ -257,5 +258,5 @@ def test_the_same_under_compile_with_keys_as_tensors(operation: str) -> None:
         with torch.compiler.set_stance("fail_on_recompile"):
             counted(images, targets, slots, slots, torch.tensor(1), [signed])
         expected = ours.apply(images, targets, slots, slots, 1, [key])
-        assert (seen.int() - expected[0].int()).abs().max() <= 1
+        assert torch.equal(seen, expected[0])
         assert torch.allclose(mixed, expected[1])

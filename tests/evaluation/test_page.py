@@ -32,5 +32,5 @@ def test_style_does_not_leak(tmp_path: Path) -> None:
 
 def test_same_picture_twice_is_the_same_file(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        grids.samples(ramp(2, 3, 8, 8), torch.arange(2), ["a", "b"], tmp_path / name, "a grid")
+        grids.samples([(ramp(2, 3, 8, 8), torch.arange(2))], ["a", "b"], tmp_path / name, "a grid")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

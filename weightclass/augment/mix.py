@@ -78,6 +78,13 @@ def gamma_quantiles(alpha: float, count: int = 4096) -> Tensor:
     return _table(gammaincinv(alpha, _middles(count))).clamp(min=torch.finfo(torch.float32).tiny)
 
 
+def normal_quantiles(count: int = 65_536) -> Tensor:
+    """float32 [count] on the CPU: the standard normal distribution at (i + 0.5) / count."""
+    from scipy.special import ndtri
+
+    return _table(ndtri(_middles(count)))
+
+
 def _middles(count: int) -> np.ndarray:
     return (np.arange(count) + 0.5) / count
 

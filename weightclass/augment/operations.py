@@ -65,9 +65,11 @@ class Draw:
         return (2 * self.uniform()[0] - 1) * amount
 
     def normal(self, shape: torch.Size) -> Tensor:
-        """float32 of `shape` [n, ...], standard normal."""
-        bits = self.bits(shape[1:].numel())
-        return torch.erfinv(((bits >> 9).float() + 0.5) * 2.0**-22 - 1).mul_(math.sqrt(2)).t().reshape(shape)
+        """float32 of `shape` [n, ...], standard normal: `prepared` holds 65,536 quantiles."""
+        count = shape[1:].numel()
+        bits = self.bits((count + 1) // 2).t()
+        halves = torch.cat([bits >> 16, bits & 0xFFFF], 1)[:, :count]
+        return self.prepared.index_select(0, halves.flatten()).view(shape)
 
     def some(self, p: float, images: Tensor, operation: Callable[..., Tensor], *strengths: Tensor) -> Tensor:
         """`operation(images, *strengths)` for some of the images, each with probability `p`."""
@@ -83,7 +85,8 @@ def flip(draw: Draw, images: Tensor, p: Share = 0.5) -> Tensor:
 
 
 def altflip(draw: Draw, images: Tensor) -> Tensor:
-    """Mirror every image in every other epoch, half of them in the first. Source: Jordan 2024, arXiv 2404.00498."""
+    """Mirror half of the images in the first epoch, then each in every other epoch. Source: Jordan 2024, arXiv
+    2404.00498."""
     coin = seeding.bits(draw.prepared, draw.indices)[0]
     return ops.flip(images, (coin + draw.epoch) % 2 == 1)
 
@@ -190,7 +193,7 @@ def invert(draw: Draw, images: Tensor, p: Share = 0.5) -> Tensor:
     return draw.some(p, images, colour.invert)
 
 
-def blur(draw: Draw, images: Tensor, sigma: Annotated[float, msgspec.Meta(gt=0, le=16)], p: Share = 0.5) -> Tensor:
+def blur(draw: Draw, images: Tensor, sigma: Annotated[float, msgspec.Meta(gt=0, le=8)], p: Share = 0.5) -> Tensor:
     """Gaussian blur of up to `sigma` pixels."""
     operation = partial(colour.blur, radius=math.ceil(3 * sigma))
     return draw.some(p, images, operation, draw.uniform()[0] * sigma)
@@ -218,7 +221,8 @@ def erase(draw: Draw, images: Tensor, p: Share = 0.5, least: Share = 0.02, most:
     h, w = images.shape[2:]
     area = (least + (most - least) * draw.uniform()[0]) * h * w
     stretch = torch.exp(draw.within(math.log(10 / 3)) / 2)
-    high, wide = (area.sqrt() * stretch).round().clamp(1, h), (area.sqrt() / stretch).round().clamp(1, w)
+    high = (area.sqrt() * stretch).clamp(area / w, torch.full_like(area, h))
+    high, wide = high.round().clamp(1, h), (area / high).round().clamp(1, w)
     top, left = draw.uniform()[0] * (h + 1 - high), draw.uniform()[0] * (w + 1 - wide)
     boxes = [part.long() for part in (top, left, high, wide)]
     return draw.some(p, images, partial(ops.erase, fill=draw.fill), *boxes)
@@ -330,6 +334,7 @@ class Setting(NamedTuple):
     """What an operation is made ready for."""
 
     seed: int
+    place: int
     height: int
     width: int
     device: torch.device
@@ -353,11 +358,12 @@ def _augmix(at: Setting, alpha: float, **_: int) -> tuple[Space, Tensor, Tensor]
 
 
 PREPARED: dict[str, Callable[..., Any]] = {
-    "altflip": lambda at: seeding.key(at.seed, "augment/altflip"),
+    "altflip": lambda at: seeding.key(at.seed, f"augment/{at.place}/altflip"),
     "autoaugment": _autoaugment,
     "randaugment": lambda at, bins, **_: at.space(policies.rand_strengths(bins, at.height, at.width)),
     "trivialaugment": lambda at, bins: at.space(policies.wide_strengths(bins)),
     "augmix": _augmix,
+    "noise": lambda at, **_: mix.normal_quantiles().to(at.device),
     "mixup": lambda at, alpha, **_: mix.beta_quantiles(alpha, alpha).to(at.device),
     "cutmix": lambda at, alpha, **_: mix.beta_quantiles(alpha, alpha).to(at.device),
 }

@@ -1,7 +1,8 @@
 """From readable text in a recipe, `["crop(4)", "flip", "cutout(8)"]`, to a function of (batch, step).
 
-Each operation's draws hang on (seed, operation and its place, step, slot) alone: whatever the device, the number of
-ranks or micro-batches, the same image at the same step gets the same picture.
+Each operation's draws hang on (seed, operation and its place, step, slot) alone, those of `altflip` on the image and
+the epoch instead of the last two: whatever the device, the number of ranks or micro-batches, the same image at the same
+step gets the same picture.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         name = call.func.id  # type: ignore[attr-defined]
         args = [_literal(arg) for arg in call.args]
         keywords = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, TypeError, AttributeError):
+    except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
+        text = text if len(text) < 80 else f"{text[:80]}..."
         raise UserError(f"augment.ops: cannot read {text!r}: write a name and its numbers, such as crop(4)") from None
     if name not in NAMES:
         raise UserError(f"augment.ops: unknown operation {name!r}{near_miss(name, NAMES)}")
@@ -109,8 +111,12 @@ class Pipeline:
         self._mean = torch.tensor(self.mean, device=self.device)
         self._std = torch.tensor(self.std, device=self.device)
         self._fill = (self._mean * 255).round().clamp(0, 255).to(torch.uint8)
-        at = Setting(self.seed, *self.image_shape[1:], self.device)
-        self._prepared = [PREPARED[name](at, **said) if name in PREPARED else None for name, said in self.operations]
+        self._prepared = [
+            PREPARED[name](Setting(self.seed, place, *self.image_shape[1:], self.device), **said)
+            if name in PREPARED
+            else None
+            for place, (name, said) in enumerate(self.operations)
+        ]
         self._compiled = torch.compile(self.apply, dynamic=False) if self.compile else None
 
     def augment(self, batch: AnyBatch, epoch: int, step: int) -> AnyBatch:
@@ -158,12 +164,17 @@ def check(config: Augment, image_shape: tuple[int, int, int]) -> list[tuple[str,
     operations = [parse(text) for text in config.ops]
     for text, (name, said) in zip(config.ops, operations, strict=True):
         size = said.get("padding", said.get("size", said.get("pixels", 0)))
-        if size >= min(height, width):
+        room = {"translate_x": width, "translate_y": height}.get(name, min(height, width))
+        if size >= room or (name == "perspective" and room < 2):
             raise UserError(f"augment.ops: {text} is too much for images of {height}x{width}")
         if said.get("magnitude", 0) >= said.get("bins", 1) and name == "randaugment":
             raise UserError(f"augment.ops: {text}: magnitude {said['magnitude']} must be below bins, {said['bins']}")
         if said.get("least", 0) > said.get("most", 1):
             raise UserError(f"augment.ops: {text}: least {said['least']:g} must not be above most, {said['most']:g}")
-        if (name in COLOURED and channels != 3) or (name == "contrast" and channels not in (1, 3)):
-            raise UserError(f"augment.ops: {name} needs images of 3 channels, these have {channels}: leave it out")
+        wanted = (3,) if name in COLOURED else (1, 3) if name == "contrast" else (channels,)
+        if channels not in wanted:
+            count = " or ".join(map(str, wanted))
+            raise UserError(
+                f"augment.ops: {name} needs images of {count} channels, these have {channels}: leave it out"
+            )
     return operations

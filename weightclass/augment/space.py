@@ -50,15 +50,15 @@ class Space:
         """Each of `images`, uint8 [n, C, H, W], changed by the operation of its row (int64 [n])."""
         operations = (
             None,
-            lambda images, rows: colour.look_up(images, self.tables[rows]),
-            lambda images, rows: colour.contrast(images, self.factor[rows]),
+            lambda images, rows: colour.look_up(images, self.tables.index_select(0, rows)),
+            lambda images, rows: colour.contrast(images, self.factor.index_select(0, rows)),
             lambda images, _: colour.autocontrast(images),
             lambda images, _: colour.equalize(images),
-            lambda images, rows: colour.saturation(images, self.factor[rows]),
-            lambda images, rows: colour.sharpness(images, self.factor[rows]),
-            lambda images, rows: self._warp(images, self.warps[rows]),
+            lambda images, rows: colour.saturation(images, self.factor.index_select(0, rows)),
+            lambda images, rows: colour.sharpness(images, self.factor.index_select(0, rows)),
+            lambda images, rows: self._warp(images, self.warps.index_select(0, rows)),
         )
-        return each_its_own(self.kind[rows], operations, images, rows)
+        return each_its_own(self.kind.index_select(0, rows), operations, images, rows)
 
 
 def _table(name: str, magnitude: float) -> Tensor:

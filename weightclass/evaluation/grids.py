@@ -27,18 +27,11 @@ GAP, LINE = 14, 18  # pixels between tiles, and of a line of text
 Line = tuple[str, str, str]  # a name that may be shortened, what follows it, the colour
 
 
-def samples(images: Images, labels: Tensor, classes: Sequence[str], path: str | Path, title: str) -> None:
-    """The first 64 of `images` [n, C, H, W], uint8, each with its class below.
+def samples(seen: Sequence[tuple[Tensor, Tensor]], classes: Sequence[str], path: str | Path, title: str) -> None:
+    """A contact sheet of images [n, C, H, W], uint8, and labels: first as they are, then a column for each epoch.
 
-    `labels` are int64 [n] or, where images are mixed, the classes' shares, float32 [n, classes].
-    """
-    _grid(images[:64], _captions(labels[:64], classes), path, title)
-
-
-def draws(seen: Sequence[tuple[Tensor, Tensor]], classes: Sequence[str], path: str | Path, title: str) -> None:
-    """A contact sheet of images and labels as `samples` takes them: first as they are, then a column for each epoch.
-
-    A row begins with its class; below an image stands its label where that is another.
+    Labels are int64 [n] or, where images are mixed, the classes' shares, float32 [n, classes]. A row begins with its
+    class; below an image stands its label where that is another.
     """
     columns = [(_tiles(images, 128), _captions(labels, classes)) for images, labels in seen]
     names = columns[0][1]
