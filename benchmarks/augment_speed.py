@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from weightclass import device
 from weightclass.augment.pipeline import Augment, Pipeline, check
 from weightclass.data import cifar, sources
 from weightclass.data.dataset import Dataset
@@ -51,10 +52,10 @@ OPERATIONS = ("autoaugment", "crop(4)", "flip", "perspective(0.6)")
 # --- ours --------------------------------------------------------------------------------------------------
 
 
-def pipeline_of(operations: tuple[str, ...], data: Dataset, device: str, compiled: bool = False) -> Pipeline:
+def pipeline_of(operations: tuple[str, ...], data: Dataset, where: str, compiled: bool = False) -> Pipeline:
     """As a training run makes it."""
     parsed, classes = check(Augment(ops=operations), data.image_shape), len(data.classes)
-    return Pipeline(parsed, *data.mean_std(), 0, torch.device(device), data.image_shape, classes, compiled)
+    return Pipeline(parsed, *data.mean_std(), 0, torch.device(where), data.image_shape, classes, compiled)
 
 
 def batches_of(data: Dataset, batch: int) -> Iterator[Batch]:
@@ -171,9 +172,9 @@ class Contender:
     stream: Callable[[], Iterator[int]]
     together: int = 1
 
-    def speed(self, seconds: float, device: str) -> float:
+    def speed(self, seconds: float, where: str) -> float:
         """Images a second, after `together` batches that warm up."""
-        batches, settle = self.stream(), torch.cuda.synchronize if device == "cuda" else int
+        batches, settle = self.stream(), torch.cuda.synchronize if where == "cuda" else int
         sum(islice(batches, self.together))
         settle()
         started, images = time.perf_counter(), 0
@@ -185,12 +186,12 @@ class Contender:
         return images / took
 
 
-def contenders(data: Dataset, device: str, batch: int, threads: int) -> list[Contender]:
+def contenders(data: Dataset, where: str, batch: int, threads: int) -> list[Contender]:
     """Everyone who runs in each round."""
-    pipeline = pipeline_of(OPERATIONS, data, device)
+    pipeline = pipeline_of(OPERATIONS, data, where)
     found = [Contender("ours", partial(ours, pipeline, data, batch))]
-    if device != "cpu":
-        compiled = pipeline_of(OPERATIONS, data, device, compiled=True)
+    if where != "cpu":
+        compiled = pipeline_of(OPERATIONS, data, where, compiled=True)
         return [*found, Contender("ours, compiled", partial(ours, compiled, data, batch))]
     plain_images = PlainImages(data)
     found += [
@@ -345,6 +346,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
+    device.keep_memory()  # as a run does; all who run here gain by it
     data, source = load_images()
     data = data.to(torch.device(options.device))
     if options.device == "cpu" and not has_kornia():
