@@ -120,7 +120,7 @@ def test_the_model_file_alone_gives_the_same_accuracy(finished: Path, tmp_path: 
 
 def test_samples_are_what_a_run_would_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("weightclass.run.grids.draws", lambda *said: drawn.extend(said))
+    monkeypatch.setattr("weightclass.run.grids.samples", lambda *said: drawn.extend(said))
     wc.samples("quickstart", *TINY, "augment.ops=crop(2),cutout(3)", path=tmp_path / "s.png", images=10, draws=EPOCHS)
     columns, classes, path, title = drawn
     assert (path, title) == (tmp_path / "s.png", "quickstart: crop(2), cutout(3)")

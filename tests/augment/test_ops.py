@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -81,6 +81,7 @@ def test_erase(shape: tuple[int, ...], seed: int, channels_last: bool) -> None:
     assert torch.equal(images, before)
 
 
+@settings(max_examples=20)
 @given(kinds=st.lists(st.integers(0, 2), min_size=1, max_size=6))
 def test_each_image_gets_its_own_operation_and_a_cpu_computes_no_other(kinds: list[int]) -> None:
     kind, images, seen = torch.tensor(kinds), pictures(0, (len(kinds), 2, 3, 4)), list[int]()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.reference.pictures import natural
 from weightclass import config, seeding
 from weightclass.augment import ops
 from weightclass.augment.pipeline import NAMES, Augment, Pipeline, check, parse
@@ -260,3 +261,22 @@ def test_the_same_under_compile_with_keys_as_tensors(operation: str) -> None:
         expected = ours.apply(images, targets, slots, slots, 1, [key])
         assert torch.equal(seen, expected[0])
         assert torch.allclose(mixed, expected[1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inductor's own
+def test_one_compiled_graph_serves_every_step() -> None:
+    """As on CUDA, by inductor: the same labels, and pixels but for a level where it fuses multiply and add."""
+    torch.compiler.reset()
+    operations = check(Augment(ops=("autoaugment", "crop(4)", "flip", "perspective(0.6)", "mixup")), (3, 32, 32))
+    numbers = operations, (0.5,) * 3, (0.25,) * 3, 0, torch.device("cpu"), (3, 32, 32), 10
+    eager, compiled = Pipeline(*numbers), Pipeline(*numbers, compile=True)
+    slots = torch.arange(64)
+    batch = Batch(natural(64, 32, 32), slots % 10, slots, slots)
+    for step in range(3):
+        expected = eager.augment(batch, step, step)
+        with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
+            seen = compiled.augment(batch, step, step)
+        assert (seen.images.int() - expected.images.int()).abs().max() <= 1
+        assert (seen.images != expected.images).float().mean() < 0.001
+        assert torch.allclose(seen.labels, expected.labels)
