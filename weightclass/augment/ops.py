@@ -55,13 +55,22 @@ def crop(images: Tensor, down: Tensor, right: Tensor, padding: int, mode: str = 
     """Move the window by `down`, `right` pixels (int64 [n], up to `padding`) over an image padded with zeros or its
     reflection."""
     n, c, h, w = images.shape
-    padded = F.pad(images, [padding] * 4, "reflect" if mode == "reflect" else "constant").contiguous()
+    padded = _reflected(images, padding) if mode == "reflect" else F.pad(images, [padding] * 4)
     high, wide = padded.shape[2:]
     corners = (torch.arange(n, device=images.device) * c * high + down + padding) * wide + right + padding
     rows = torch.arange(c * high, device=images.device).view(c, high)[:, :h] * wide
     # a row of the window is w bytes in a row, wherever they begin: copied whole, several times as fast as pixels
     starts = corners.view(n, 1, 1) + rows
-    return padded.view(-1).unfold(0, w, 1).index_select(0, starts.flatten()).view(n, c, h, w)
+    return padded.contiguous().view(-1).unfold(0, w, 1).index_select(0, starts.flatten()).view(n, c, h, w)
+
+
+def _reflected(images: Tensor, padding: int) -> Tensor:
+    """Framed by their own mirror images, the border pixels not repeated (torch's `reflect` knows no bytes on CUDA)."""
+    for axis in (2, 3):
+        size = images.shape[axis]
+        before, after = images.narrow(axis, 1, padding), images.narrow(axis, size - 1 - padding, padding)
+        images = torch.cat([before.flip(axis), images, after.flip(axis)], axis)
+    return images
 
 
 def box(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
