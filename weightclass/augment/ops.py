@@ -65,7 +65,7 @@ def crop(images: Tensor, down: Tensor, right: Tensor, padding: int, mode: str = 
 
 
 def _reflected(images: Tensor, padding: int) -> Tensor:
-    """Framed by their own mirror images, the border pixels not repeated; by flips, which any device can do with bytes."""
+    """Framed by their own mirror images, the border pixels not repeated; by flips, which any device can do to bytes."""
     for axis in (2, 3):
         size = images.shape[axis]
         before, after = images.narrow(axis, 1, padding), images.narrow(axis, size - 1 - padding, padding)
