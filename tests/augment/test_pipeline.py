@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.reference.pictures import natural
 from weightclass import config, seeding
 from weightclass.augment import ops
-from weightclass.augment.pipeline import NAMES, Augment, Pipeline, check, parse
+from weightclass.augment.pipeline import FUNCTIONS, Augment, Pipeline, check, parse
 from weightclass.data.loader import Batch
 from weightclass.errors import UserError
 
@@ -119,7 +119,7 @@ def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017 (either outcome is right)
     else:
-        assert name in NAMES
+        assert name in FUNCTIONS
         assert all(isinstance(value, int | float | str) for value in arguments.values())
 
 

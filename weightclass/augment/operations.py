@@ -20,7 +20,7 @@ from weightclass.augment import colour, mix, ops, policies, warps
 from weightclass.augment.space import Space, Strengths
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=4096)]
-Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=16)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Degrees = Annotated[float, msgspec.Meta(ge=0, le=180)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=100)]
@@ -292,38 +292,28 @@ def augmix(
 
 def mixup(draw: Draw, images: Tensor, targets: Tensor, alpha: Positive = 1.0, p: Share = 1) -> tuple[Tensor, Tensor]:
     """Blend with the neighbour in the batch, shares drawn from Beta(alpha, alpha), with probability `p`."""
-    share = draw.prepared[draw.integers(0, len(draw.prepared) - 1)[0]]
-    share = torch.where(draw.chance(p), share, 1.0)
-    return mix.mixup(images, targets, share, mix.partners(draw.slots))
+    return mix.mixup(images, targets, _share(draw, p), mix.partners(draw.slots))
 
 
 def cutmix(draw: Draw, images: Tensor, targets: Tensor, alpha: Positive = 1.0, p: Share = 1) -> tuple[Tensor, Tensor]:
     """Paste a box of the neighbour in the batch, its area drawn from Beta(alpha, alpha), with probability `p`."""
     h, w = images.shape[2:]
-    share = draw.prepared[draw.integers(0, len(draw.prepared) - 1)[0]]
-    share = torch.where(draw.chance(p), share, 1.0)
-    box = mix.box(share, draw.integers(0, h - 1)[0], draw.integers(0, w - 1)[0], h, w)
+    box = mix.box(_share(draw, p), draw.integers(0, h - 1)[0], draw.integers(0, w - 1)[0], h, w)
     return mix.cutmix(images, targets, *box, mix.partners(draw.slots))
+
+
+def _share(draw: Draw, p: float) -> Tensor:
+    """float32 [n]: what is kept of each image itself; all of it, but with probability `p`."""
+    share = draw.prepared[draw.integers(0, len(draw.prepared) - 1)[0]]
+    return torch.where(draw.chance(p), share, 1.0)
 
 
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
     operation.__name__: operation
     for operation in (
         *(flip, altflip, crop, shear_x, shear_y, translate_x, translate_y, rotate, perspective),
-        *(
-            brightness,
-            contrast,
-            saturation,
-            sharpness,
-            posterize,
-            solarize,
-            autocontrast,
-            equalize,
-            invert,
-            blur,
-            noise,
-        ),
-        *(cutout, erase, autoaugment, randaugment, trivialaugment, augmix),
+        *(brightness, contrast, saturation, sharpness, posterize, solarize, autocontrast, equalize, invert),
+        *(blur, noise, cutout, erase, autoaugment, randaugment, trivialaugment, augmix),
     )
 }
 MIXES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"mixup": mixup, "cutmix": cutmix}
@@ -343,27 +333,29 @@ class Setting(NamedTuple):
         return Space(strengths, self.height, self.width, self.device, interpolation)
 
 
-def _autoaugment(at: Setting, policy: str) -> tuple[Space, Tensor, Tensor]:
+def _autoaugment(setting: Setting, policy: str) -> tuple[Space, Tensor, Tensor]:
     """The space, its rows int64 [sub-policies, 2 operations, 2 signs] and chances float32 [sub-policies, 2]."""
-    subs, strengths = policies.AUTOAUGMENT[policy], policies.auto_strengths(10, at.height, at.width)
-    space = at.space(strengths | {"Invert": ([0.0], False)})
+    subs, strengths = policies.AUTOAUGMENT[policy], policies.auto_strengths(10, setting.height, setting.width)
+    space = setting.space(strengths | {"Invert": ([0.0], False)})
     rows = [torch.stack([space.index[space.names.index(name), step] for name, _, step in sub]) for sub in subs]
-    chances = torch.tensor([[chance for _, chance, _ in sub] for sub in subs], device=at.device)
+    chances = torch.tensor([[chance for _, chance, _ in sub] for sub in subs], device=setting.device)
     return space, torch.stack(rows), chances
 
 
-def _augmix(at: Setting, alpha: float, **_: int) -> tuple[Space, Tensor, Tensor]:
-    space = at.space(policies.mix_strengths(at.height, at.width), "bilinear")
-    return space, mix.beta_quantiles(alpha, alpha).to(at.device), mix.gamma_quantiles(alpha).to(at.device)
+def _augmix(setting: Setting, alpha: float, **_: int) -> tuple[Space, Tensor, Tensor]:
+    space = setting.space(policies.mix_strengths(setting.height, setting.width), "bilinear")
+    return space, mix.beta_quantiles(alpha, alpha).to(setting.device), mix.gamma_quantiles(alpha).to(setting.device)
 
 
 PREPARED: dict[str, Callable[..., Any]] = {
-    "altflip": lambda at: seeding.key(at.seed, f"augment/{at.place}/altflip"),
+    "altflip": lambda setting: seeding.key(setting.seed, f"augment/{setting.place}/altflip"),
     "autoaugment": _autoaugment,
-    "randaugment": lambda at, bins, **_: at.space(policies.rand_strengths(bins, at.height, at.width)),
-    "trivialaugment": lambda at, bins: at.space(policies.wide_strengths(bins)),
+    "randaugment": lambda setting, bins, **_: setting.space(
+        policies.rand_strengths(bins, setting.height, setting.width)
+    ),
+    "trivialaugment": lambda setting, bins: setting.space(policies.wide_strengths(bins)),
     "augmix": _augmix,
-    "noise": lambda at, **_: mix.normal_quantiles().to(at.device),
-    "mixup": lambda at, alpha, **_: mix.beta_quantiles(alpha, alpha).to(at.device),
-    "cutmix": lambda at, alpha, **_: mix.beta_quantiles(alpha, alpha).to(at.device),
+    "noise": lambda setting, **_: mix.normal_quantiles().to(setting.device),
+    "mixup": lambda setting, alpha, **_: mix.beta_quantiles(alpha, alpha).to(setting.device),
+    "cutmix": lambda setting, alpha, **_: mix.beta_quantiles(alpha, alpha).to(setting.device),
 }

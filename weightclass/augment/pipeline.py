@@ -24,7 +24,7 @@ from weightclass.augment.operations import COLOURED, MIXES, OPERATIONS, PREPARED
 from weightclass.config import Table, near_miss
 from weightclass.errors import UserError
 
-NAMES = OPERATIONS | MIXES
+FUNCTIONS = OPERATIONS | MIXES
 _NOT_GIVEN = ("draw", "images", "targets")
 Channel = Annotated[float, msgspec.Meta(ge=-10, le=10)]
 
@@ -54,9 +54,9 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
         text = text if len(text) < 80 else f"{text[:80]}..."
         raise UserError(f"augment.ops: cannot read {text!r}: write a name and its numbers, such as crop(4)") from None
-    if name not in NAMES:
-        raise UserError(f"augment.ops: unknown operation {name!r}{near_miss(name, NAMES)}")
-    return name, _bind(text, NAMES[name], args, keywords)
+    if name not in FUNCTIONS:
+        raise UserError(f"augment.ops: unknown operation {name!r}{near_miss(name, FUNCTIONS)}")
+    return name, _bind(text, FUNCTIONS[name], args, keywords)
 
 
 def _literal(node: ast.expr) -> Any:
@@ -111,17 +111,18 @@ class Pipeline:
         self._mean = torch.tensor(self.mean, device=self.device)
         self._std = torch.tensor(self.std, device=self.device)
         self._fill = (self._mean * 255).round().clamp(0, 255).to(torch.uint8)
-        self._prepared = [
-            PREPARED[name](Setting(self.seed, place, *self.image_shape[1:], self.device), **said)
-            if name in PREPARED
-            else None
-            for place, (name, said) in enumerate(self.operations)
-        ]
+        self._prepared = [self._prepare(place, *operation) for place, operation in enumerate(self.operations)]
         self._compiled = torch.compile(self.apply, dynamic=False) if self.compile else None
+
+    def _prepare(self, place: int, name: str, arguments: dict[str, Any]) -> Any:
+        setting = Setting(self.seed, place, *self.image_shape[1:], self.device)
+        return PREPARED[name](setting, **arguments) if name in PREPARED else None
 
     def augment(self, batch: AnyBatch, epoch: int, step: int) -> AnyBatch:
         """The batch as the network sees it: images uint8 still, labels float32 [n, classes] where they are mixed."""
-        keys = [seeding.key(self.seed, f"augment/{at}/{name}", step) for at, (name, _) in enumerate(self.operations)]
+        keys = [
+            seeding.key(self.seed, f"augment/{place}/{name}", step) for place, (name, _) in enumerate(self.operations)
+        ]
         targets = batch.labels
         if any(name in MIXES for name, _ in self.operations):
             targets = F.one_hot(targets, self.classes).float()
@@ -143,12 +144,12 @@ class Pipeline:
         keys: Sequence[int | Tensor],
     ) -> tuple[Tensor, Tensor]:
         """All operations in their order, `keys` (integers, or tensors for a compiled graph) one each."""
-        for (name, said), key, ready in zip(self.operations, keys, self._prepared, strict=True):
-            draw = Draw(key, slots, indices, epoch, self._fill, ready)
+        for (name, arguments), key, prepared in zip(self.operations, keys, self._prepared, strict=True):
+            draw = Draw(key, slots, indices, epoch, self._fill, prepared)
             if name in MIXES:
-                images, targets = MIXES[name](draw, images, targets, **said)
+                images, targets = MIXES[name](draw, images, targets, **arguments)
             else:
-                images = OPERATIONS[name](draw, images, **said)
+                images = OPERATIONS[name](draw, images, **arguments)
         return images, targets
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -162,15 +163,15 @@ def check(config: Augment, image_shape: tuple[int, int, int]) -> list[tuple[str,
     if config.mean and len(config.mean) != channels:
         raise UserError(f"augment.mean has {len(config.mean)} numbers, the images have {channels} channels")
     operations = [parse(text) for text in config.ops]
-    for text, (name, said) in zip(config.ops, operations, strict=True):
-        size = said.get("padding", said.get("size", said.get("pixels", 0)))
+    for text, (name, given) in zip(config.ops, operations, strict=True):
+        size = given.get("padding", given.get("size", given.get("pixels", 0)))
         room = {"translate_x": width, "translate_y": height}.get(name, min(height, width))
         if size >= room or (name == "perspective" and room < 2):
             raise UserError(f"augment.ops: {text} is too much for images of {height}x{width}")
-        if said.get("magnitude", 0) >= said.get("bins", 1) and name == "randaugment":
-            raise UserError(f"augment.ops: {text}: magnitude {said['magnitude']} must be below bins, {said['bins']}")
-        if said.get("least", 0) > said.get("most", 1):
-            raise UserError(f"augment.ops: {text}: least {said['least']:g} must not be above most, {said['most']:g}")
+        if given.get("magnitude", 0) >= given.get("bins", 1) and name == "randaugment":
+            raise UserError(f"augment.ops: {text}: magnitude {given['magnitude']} must be below bins, {given['bins']}")
+        if given.get("least", 0) > given.get("most", 1):
+            raise UserError(f"augment.ops: {text}: least {given['least']:g} must not be above most, {given['most']:g}")
         wanted = (3,) if name in COLOURED else (1, 3) if name == "contrast" else (channels,)
         if channels not in wanted:
             count = " or ".join(map(str, wanted))
