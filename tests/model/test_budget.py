@@ -9,7 +9,9 @@ from weightclass import config
 from weightclass.errors import UserError
 from weightclass.model import budget
 from weightclass.model.budget import Budget, check, grouped, short, table, weigh
-from weightclass.model.resnet import ResNetConfig, build
+from weightclass.model.mobilenet import MobileNetV2Config
+from weightclass.model.networks import build
+from weightclass.model.resnet import ResNetConfig
 
 CIFAR = (3, 32, 32)
 PAPER = ResNetConfig(blocks=(3, 3, 3, 3), channels=(128, 100, 164, 200))
@@ -17,6 +19,8 @@ VARIANTS = [
     (ResNetConfig(), CIFAR),
     (ResNetConfig(blocks=(1, 2), channels=(5, 7), kernels=(3, 5), skip_kernels=3, pool="global"), (1, 9, 14)),
     (ResNetConfig(blocks=(1, 2), channels=(8, 8), downsample="avgpool", norm="none", pool="max(2)"), (4, 8, 8)),
+    (ResNetConfig(blocks=(2, 1), channels=(8, 6), stem_channels=4, preactivation=True, se="blocks"), (3, 10, 8)),
+    (MobileNetV2Config(width=0.3), (1, 9, 14)),
 ]
 
 
@@ -54,6 +58,16 @@ def test_int8_bytes_by_hand():
     assert weights.bytes_int8 == (216 + 8 * 8) + 0 + (40 + 5 * 8) + 4
 
 
+@pytest.mark.parametrize(("preactivation", "last"), [(True, {"bn_last"}), ("blocks", set())])
+def test_int8_bytes_of_norms_that_no_convolution_takes_over(preactivation, last):
+    """In a preactivation block the norm between the convolutions folds into the first; those before them are kept."""
+    settings = ResNetConfig(blocks=(1, 1), channels=(8, 8), preactivation=preactivation, pool="global")
+    norms = {row.name: row for row in weigh(build(settings, CIFAR, 10), CIFAR).rows if row.kind == "norm"}
+    kept = {"layer1.0.bn1", "layer2.0.bn1"} | last
+    assert ({"bn1", "layer2.0.shortcut.1"} < norms.keys()) == (not last)
+    assert {name: row.bytes_int8 for name, row in norms.items()} == {name: 64 * (name in kept) for name in norms}
+
+
 def test_peak_activations_by_hand():
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -89,27 +103,27 @@ def test_weighing_leaves_the_model_as_it_was():
 
 def test_under_means_less_than():
     weights = weigh(build(ResNetConfig(), CIFAR, 10), CIFAR)
-    check(Budget(), weights)
-    check(Budget(params=701_467, macs="1G", bytes_fp32="3MB", bytes_fp16="2MB", bytes_int8="1MiB"), weights)
+    check(Budget(), weights, "")
+    check(Budget(params=701_467, macs="1G", bytes_fp32="3MB", bytes_fp16="2MB", bytes_int8="1MiB"), weights, "")
     with pytest.raises(UserError, match=r"params 701,466 is not under the budget of 701,466 \(budget.params\)"):
-        check(Budget(params=701_466), weights)
+        check(Budget(params=701_466), weights, "")
 
 
 def test_every_limit_is_checked():
     weights = weigh(build(ResNetConfig(), CIFAR, 10), CIFAR)
     for key in Budget.__struct_fields__:
         with pytest.raises(UserError, match=rf"{key} .*\(budget.{key}\)"):
-            check(config.build({key: "1k"}, Budget, "recipe"), weights)
+            check(config.build({key: "1k"}, Budget, "recipe"), weights, "")
 
 
 def test_the_error_shows_the_layers():
     settings = ResNetConfig(blocks=(3, 4, 6, 3), channels=(32, 64, 128, 256))
     with pytest.raises(UserError) as error:
-        check(Budget(params="5M", macs="10M"), weigh(build(settings, CIFAR, 10), CIFAR))
+        check(Budget(params="5M", macs="10M"), weigh(build(settings, CIFAR, 10), CIFAR), settings.cure)
     lines = str(error.value).splitlines()
     assert lines[0] == "params 5,326,506 is not under the budget of 5,000,000 (budget.params)"
     assert lines[1].startswith("macs ")
-    assert "fewer model.blocks" in lines[1]
+    assert lines[1].endswith(": use fewer model.blocks or narrower model.channels, or raise the budget")
     assert any("layer3.5" in line for line in lines)
     assert max(map(len, lines[2:])) <= 80
 
@@ -126,6 +140,26 @@ def test_rows_are_blocks():
     assert sum(row.params for row in rows) == 701_466
     assert (rows[3].kind, rows[3].shape) == ("3x3/2, 3x3, 1x1/2", (32, 16, 16))
     assert rows[0].params == 3 * 16 * 9 + 2 * 16
+
+
+def test_squeeze_and_excitation_and_last_norms_join_what_they_follow():
+    """A row's shape is its block's, though squeeze and excitation, which gives one pixel, runs last."""
+    for se, kinds in (("stem", ("3x3, se", "3x3, 3x3")), ("blocks", ("3x3", "3x3, 3x3, se"))):
+        settings = ResNetConfig(blocks=(2,), channels=(8,), preactivation=True, se=se, pool="global")
+        weights = weigh(build(settings, CIFAR, 10), CIFAR)
+        rows = grouped(weights)
+        assert [(row.name, row.kind) for row in rows[:2]] == [("conv1", kinds[0]), ("layer1.0", kinds[1])]
+        assert [row.shape for row in rows] == [(8, 32, 32)] * 3 + [(10,)]
+        assert [row.name for row in rows[2:]] == ["layer1.1", "linear"]
+        assert sum(row.params for row in rows) == weights.params
+        assert rows[2].params - rows[1].params == 2 * 8  # the last norm
+
+
+def test_rows_of_mobilenet():
+    rows = grouped(weigh(build(MobileNetV2Config(), CIFAR, 10), CIFAR))
+    assert len(rows) == 1 + 17 + 1 + 1
+    assert (rows[1].kind, rows[4].kind, rows[4].shape) == ("dw3x3, 1x1", "1x1, dw3x3/2, 1x1", (32, 16, 16))
+    assert rows[1].macs == 32 * 32 * (32 * 9 + 32 * 16)
 
 
 def test_table_names_every_total():

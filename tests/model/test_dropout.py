@@ -27,6 +27,16 @@ def test_mask_is_a_function_of_key_and_slot():
     assert not torch.equal(dropped(8, torch.arange(16)), whole)
 
 
+def test_masks_of_as_many_images_share_their_memory():
+    layer, seen = HashDropout(0.5, 16), []
+    for key, count in enumerate((6, 4, 6, 4)):
+        layer.place(key, torch.arange(count))
+        assert layer.mask is not None and layer.mask.shape == (count, 16)
+        seen.append((layer.mask.data_ptr(), layer.mask.clone()))
+    assert seen[0][0] == seen[2][0] and seen[1][0] == seen[3][0]
+    assert not torch.equal(seen[0][1], seen[2][1])
+
+
 def test_backward_uses_the_same_mask():
     layer = HashDropout(0.5, 8)
     layer.place(3, torch.arange(4))

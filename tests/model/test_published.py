@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from tests.reference.plain_resnet import PlainResNet
 from weightclass.errors import UserError
+from weightclass.model.networks import build
 from weightclass.model.published import Published, infer, read
-from weightclass.model.resnet import ResNet, ResNetConfig, build
+from weightclass.model.resnet import ResNet, ResNetConfig
 
 # (blocks, channels, pool, parameters) of networks that the paper's authors trained
 PAPER = [

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.reference.plain_resnet import PlainResNet
+from tests.reference.plain_resnet import PlainResNet, PlainWideResNet
 from weightclass import config
 from weightclass.errors import UserError
-from weightclass.model.resnet import ACTIVATIONS, Block, ResNet, ResNetConfig, StridedPointwise, build, group_norms
+from weightclass.model.networks import build, group_norms
+from weightclass.model.resnet import ACTIVATIONS, Block, ResNetConfig
 
 CIFAR = (3, 32, 32)
 # (blocks, channels, pool, parameters): the paper's networks and the two course projects that it cites
@@ -42,6 +43,22 @@ def test_published_parameter_counts(blocks, channels, pool, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+# (depth, widening, parameters) of Wide ResNets, as others count them for ten classes
+@pytest.mark.parametrize(
+    ("depth", "widening", "parameters"),
+    [(16, 4, 2_748_890), (40, 2, 2_243_546), (22, 4, 4_298_970), (28, 10, 36_479_194), (40, 1, 563_930)],
+)
+def test_wide_resnets(depth, widening, parameters):
+    n, widths = (depth - 4) // 6, (16 * widening, 32 * widening, 64 * widening)
+    settings = ResNetConfig(blocks=(n, n, n), channels=widths, stem_channels=16, preactivation=True, pool="avg(8)")
+    assert sum(p.numel() for p in build(settings, CIFAR, 10).parameters()) == parameters
+
+
+def test_squeeze_and_excitation_after_the_stem_weighs_580_parameters():
+    settings = ResNetConfig(blocks=(4, 4, 3), channels=(64, 128, 256), pool="avg(8)", se="stem")
+    assert sum(p.numel() for p in build(settings, CIFAR, 10).parameters()) == 4_697_742
+
+
 def test_default_is_the_papers_small_network():
     assert sum(p.numel() for p in build(ResNetConfig(), CIFAR, 10).parameters()) == 701_466
 
@@ -55,13 +72,21 @@ def test_default_is_the_papers_small_network():
         ([1], [6], [7], [1], 4, 8),  # pool leaves 2x2: a wider linear layer
     ],
 )
-def test_equals_plain_twin(*, blocks, channels, kernels, skip_kernels, pool, size):
+@pytest.mark.parametrize(
+    ("se", "stem_channels", "preactivation"),
+    [("none", 0, False), ("stem", 4, False), ("blocks", 0, False), ("stem", 4, "blocks"), ("blocks", 0, "blocks")],
+)
+def test_equals_plain_twin(*, blocks, channels, kernels, skip_kernels, pool, size, se, stem_channels, preactivation):
     settings = ResNetConfig(
         blocks=tuple(blocks),
         channels=tuple(channels),
         kernels=tuple(kernels),
         skip_kernels=tuple(skip_kernels),
         pool=f"avg({pool})",
+        se=se,
+        se_reduction=3,
+        stem_channels=stem_channels,
+        preactivation=preactivation,
     )
     model = build(settings, (3, size, size), 10, seed=1)
     twin = PlainResNet(
@@ -71,16 +96,61 @@ def test_equals_plain_twin(*, blocks, channels, kernels, skip_kernels, pool, siz
         skip_kernels=skip_kernels,
         pool=pool,
         features=model.linear.in_features,
+        stem_channels=stem_channels,
+        stem_se=3 * (se == "stem"),
+        block_se=3 * (se == "blocks"),
+        preactivated=preactivation == "blocks",
     )
-    twin.load_state_dict(model.state_dict())  # strict: the names agree as well
-    batch = images(4, 3, size, size).contiguous(memory_format=torch.channels_last)
+    same_function(model, twin, images(4, 3, size, size))
+
+
+def same_function(model, twin, batch):
+    """Logits in training and evaluation, running statistics, gradients; and the names of all parameters."""
+    twin.load_state_dict(model.state_dict())  # strict
+    batch = batch.contiguous(memory_format=torch.channels_last)
     for training in (True, False):  # training first, so that evaluation has moved running statistics
         ours, plain = model.train(training)(batch), twin.train(training)(batch)
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
     model(batch).square().sum().backward()
     twin(batch).square().sum().backward()
-    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, atol=2e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+    theirs = dict(twin.named_parameters())
+    for name, p in model.named_parameters():
+        close = {"atol": 2e-4, "rtol": 1e-3}
+        torch.testing.assert_close(p.grad, theirs[name].grad, **close, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "channels", "stem_channels", "se_reduction", "size"),
+    [
+        ([1, 1, 1], [8, 16, 24], 4, 0, 16),  # the first layer projects at stride 1
+        ([2, 2], [8, 8], 8, 0, 9),  # the first layer's shortcuts are identities
+        ([2, 1, 2], [6, 9, 12], 6, 3, 13),
+    ],
+)
+def test_preactivation_equals_plain_wide_resnet(*, blocks, channels, stem_channels, se_reduction, size):
+    settings = ResNetConfig(
+        blocks=tuple(blocks),
+        channels=tuple(channels),
+        stem_channels=stem_channels,
+        preactivation=True,
+        pool="global",
+        se="blocks" if se_reduction else "none",
+        se_reduction=se_reduction or 16,
+    )
+    model = build(settings, (3, size, size), 10, seed=1)
+    same_function(model, PlainWideResNet(blocks, channels, stem_channels, se_reduction), images(4, 3, size, size))
+
+
+@pytest.mark.parametrize("preactivation", [True, "blocks"])
+def test_preactivation_without_norms_leaves_its_input_alone(preactivation):
+    """Activations work in place, and without a norm between they would reach into what the shortcut adds."""
+    settings = ResNetConfig(**SMALL, preactivation=preactivation, norm="none")
+    model = build(settings, (3, 8, 8), 5, seed=0)
+    block, x = model.get_submodule("layer1.0"), images(2, 4, 8, 8)
+    before = x.clone()
+    relu, (conv1, conv2) = torch.relu, (block.get_submodule(name) for name in ("conv1", "conv2"))
+    torch.testing.assert_close(block(x), before + conv2(relu(conv1(relu(before)))))
+    assert torch.equal(x, before)
 
 
 def test_parameter_names_are_the_well_known_ones():
@@ -97,12 +167,23 @@ def test_parameter_names_are_the_well_known_ones():
     downsample=st.sampled_from(["stride", "avgpool", "maxpool"]),
     pool=st.sampled_from(["global", "avg(1)", "max(1)"]),
     kernel=st.sampled_from([1, 3, 5]),
+    stem_channels=st.integers(0, 4),
+    preactivation=st.sampled_from([False, True, "blocks"]),
+    se=st.sampled_from(["none", "stem", "blocks"]),
 )
-@settings(max_examples=25, deadline=None)
-def test_any_image_size(*, height, width, channels, downsample, pool, kernel):
+@settings(max_examples=40, deadline=None)
+def test_any_image_size(*, height, width, channels, downsample, pool, kernel, stem_channels, preactivation, se):
     shape = (channels, height, width)
     settings = ResNetConfig(
-        blocks=(1, 1, 1), channels=(2, 3, 2), downsample=downsample, pool=pool, kernels=kernel, skip_kernels=kernel
+        blocks=(1, 1, 1),
+        channels=(2, 3, 2),
+        downsample=downsample,
+        pool=pool,
+        kernels=kernel,
+        skip_kernels=kernel,
+        stem_channels=stem_channels,
+        preactivation=preactivation,
+        se=se,
     )
     model = build(settings, shape, 7)
     assert model(torch.empty(2, *shape, device="meta")).shape == (2, 7)
@@ -131,18 +212,21 @@ def test_max_pool_and_global_pool():
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("norm", ["batch", "none"])
-def test_every_activation_trains(activation, norm):
-    model = build(ResNetConfig(**SMALL, activation=activation, norm=norm), (1, 6, 6), 3, seed=0)
+@pytest.mark.parametrize("preactivation", [False, True, "blocks"])
+def test_every_activation_trains(activation, norm, preactivation):
+    settings = ResNetConfig(**SMALL, activation=activation, norm=norm, preactivation=preactivation)
+    model = build(settings, (1, 6, 6), 3, seed=0)
     model(images(4, 1, 6, 6)).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert any(name.endswith("conv1.bias") for name, _ in model.named_parameters()) == (norm == "none")
 
 
-def test_zero_init_residual_starts_as_the_shortcut():
-    for norm in ("batch", "none"):
-        model = build(ResNetConfig(**SMALL, zero_init_residual=True, norm=norm), (3, 8, 8), 5, seed=0)
-        x = images(2, 4, 8, 8).abs()
-        torch.testing.assert_close(model.get_submodule("layer1.0")(x.clone()), x)
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("more", [{}, {"preactivation": True}, {"preactivation": "blocks"}, {"se": "blocks"}])
+def test_zero_init_residual_starts_as_the_shortcut(norm, more):
+    model = build(ResNetConfig(**SMALL, zero_init_residual=True, norm=norm, **more), (3, 8, 8), 5, seed=0)
+    x = images(2, 4, 8, 8).abs()
+    torch.testing.assert_close(model.get_submodule("layer1.0")(x.clone()), x)
 
 
 def trained(*, recompute, group=0, bfloat16=False, wrap=lambda model: model, **settings):
@@ -167,7 +251,15 @@ def trained(*, recompute, group=0, bfloat16=False, wrap=lambda model: model, **s
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize(
     ("group", "tree"),
-    [(0, {}), (4, {"downsample": "maxpool"}), (0, {"norm": "none"}), (0, {"activation": "silu"})],  # 4: a group of five
+    [
+        (0, {}),
+        (4, {"downsample": "maxpool"}),  # a group of five
+        (0, {"norm": "none"}),
+        (0, {"activation": "silu"}),
+        (4, {"preactivation": True, "se": "blocks", "stem_channels": 5}),
+        (0, {"preactivation": True, "norm": "none", "downsample": "avgpool"}),
+        (4, {"preactivation": "blocks"}),
+    ],
 )
 def test_recomputing_blocks_changes_no_bit(group, tree, bfloat16):
     held, once = trained(recompute=False, group=group, bfloat16=bfloat16, **tree)
@@ -198,26 +290,29 @@ def test_recomputing_in_a_compiled_network(group: int):
         assert all(map(torch.equal, seen[0], other))
 
 
+@pytest.mark.parametrize("se", ["stem", "blocks"])
+def test_groups_are_micro_batches(se):
+    """Logits, gradients and running statistics of a batch of groups are those of its groups one after another."""
+    config, shape = ResNetConfig(**SMALL, preactivation=True, stem_channels=3, se=se), (3, 8, 8)
+    batch, found = images(12, *shape), []
+    for group, sizes in ((4, [12]), (4, [8, 4]), (0, [4, 4, 4])):
+        model = build(config, shape, 5, seed=0)
+        group_norms(model, group)
+        logits = []
+        for part in batch.split(sizes):
+            logits.append(model(part))
+            logits[-1].square().sum().backward()
+        found.append([torch.cat(logits), *(p.grad for p in model.parameters()), *model.buffers()])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
 def test_dropout_comes_before_the_linear_layer():
     model = build(ResNetConfig(**SMALL, dropout=0.5), (3, 8, 8), 5, seed=0)
     with pytest.raises(RuntimeError, match="place"):
         model(images(4, 3, 8, 8))
     model.dropout.place(1, torch.arange(4))  # type: ignore[operator]
     assert model(images(4, 3, 8, 8)).shape == (4, 5)
-
-
-def test_weights_are_a_function_of_the_seed_alone():
-    state = torch.get_rng_state()
-    first, again, other = (build(ResNetConfig(**SMALL), (3, 8, 8), 5, seed=seed).state_dict() for seed in (0, 0, 1))
-    assert torch.equal(torch.get_rng_state(), state)  # torch's own generator is neither read nor moved
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
-
-
-def test_without_a_seed_nothing_is_allocated():
-    huge = build(ResNetConfig(channels=(4096, 8192, 16384, 32768)), CIFAR, 10)
-    assert all(p.is_meta for p in huge.parameters())
-    assert isinstance(huge, ResNet)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
@@ -237,6 +332,11 @@ def test_without_a_seed_nothing_is_allocated():
         ({"dropout": 1.0}, "dropout = 1.0"),
         ({"channels": [16, 0, 64, 128]}, "channels.*>= 1"),
         ({"chanels": [1]}, "did you mean channels"),
+        ({"se": "stm"}, "se = 'stm': did you mean stem"),
+        ({"preactivation": "True"}, "preactivation = 'True': did you mean true"),
+        ({"preactivation": "half"}, "choose from true, false, blocks"),
+        ({"se_reduction": 0}, "se_reduction = 0"),
+        ({"stem_channels": -1}, "stem_channels = -1"),
     ],
 )
 def test_bad_settings_are_refused(tree, reason):
@@ -258,28 +358,3 @@ def test_a_pool_larger_than_the_last_map_is_refused():
 def test_images_too_small_to_halve_are_refused():
     with pytest.raises(UserError, match=r"4x9 images are too small for 4 layers: layer 4 .* 1x3; use at most 3"):
         build(ResNetConfig(pool="global"), (1, 4, 9), 10)
-
-
-# --- strided 1x1 convolutions ------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 20), st.integers(1, 5), st.integers(1, 9))
-def test_a_strided_pointwise_convolution_is_the_plain_one(inputs: int, outputs: int, side: int) -> None:
-    draw = torch.Generator().manual_seed(inputs + 100 * side)
-    images, weight = (
-        torch.randn(2, inputs, side, side, generator=draw),
-        torch.randn(outputs, inputs, 1, 1, generator=draw),
-    )
-    ours = StridedPointwise(inputs, outputs, 1, 2, bias=False)
-    ours.weight.data = weight.clone()
-    plain = images.double()[:, :, ::2, ::2].permute(0, 2, 3, 1) @ weight.double().flatten(1).T
-    torch.testing.assert_close(ours(images), plain.permute(0, 3, 1, 2).float(), rtol=1e-4, atol=1e-5)
-
-
-def test_narrow_shortcuts_of_large_images_train_on_a_cpu() -> None:
-    """With nn.Conv2d this ends in a segmentation fault (oneDNN's issue 6035)."""
-    model = build(ResNetConfig(blocks=(1, 1), channels=(8, 16), pool="global"), (3, 64, 64), 4, seed=0)
-    assert isinstance(model.get_submodule("layer2.0.shortcut.0"), StridedPointwise)
-    images = torch.ones(16, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    model(images).sum().backward()
-    assert model.get_parameter("layer2.0.shortcut.0.weight").grad.isfinite().all()

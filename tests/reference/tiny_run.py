@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightclass import seeding
-from weightclass.model.resnet import ResNet, ResNetConfig, build, group_norms
+from weightclass.model.networks import build, group_norms
+from weightclass.model.resnet import ResNetConfig
 from weightclass.training import optim, schedule
 from weightclass.training.averaging import Average
 from weightclass.training.checkpoint import Keeper
+from weightclass.training.lookahead import Lookahead
 from weightclass.training.loop import Plan, State, Train, fit
 
 IMAGES, CLASSES = 40, 5
@@ -35,7 +37,7 @@ def pictures(count: int = IMAGES) -> tuple[Tensor, Tensor]:
     return (noise + 80 * lit).to(torch.uint8), labels
 
 
-def model(dropout: float = 0.0, group: int = 0, seed: int = 0, norm: Any = "batch") -> ResNet:
+def model(dropout: float = 0.0, group: int = 0, seed: int = 0, norm: Any = "batch") -> nn.Module:
     config = ResNetConfig(blocks=(1, 1), channels=(4, 8), pool="global", dropout=dropout, norm=norm)
     network = build(config, (3, 8, 8), CLASSES, seed).double()
     group_norms(network, group)
@@ -85,8 +87,10 @@ class Run:
     def __post_init__(self) -> None:
         network = model(self.dropout, self.train.bn_group, norm=self.norm)
         average = Average(network, self.train.ema) if self.train.ema else None
+        every, alpha = self.train.lookahead, self.train.lookahead_alpha
+        lookahead = Lookahead(network, every, alpha) if every else None
         sums = torch.zeros(3, dtype=torch.float64)
-        self.state = State(network, optim.build(self.optimizer, network), average, sums=sums)
+        self.state = State(network, optim.build(self.optimizer, network), average, lookahead, sums=sums)
         full, tail = divmod(IMAGES, self.train.batch_size)
         self.plan = Plan(self.train, full + (tail > 1 and not self.train.drop_last), self.rate, torch.device("cpu"))
 
@@ -113,6 +117,8 @@ class Run:
         found = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
         if state.average:
             found |= {f"average/{name}": tensor for name, tensor in state.average.twin.state_dict().items()}
+        if state.lookahead:
+            found |= {f"slow/{name}": tensor for name, tensor in state.lookahead.slow.state_dict().items()}
         return found | {"sums": state.sums}
 
 

@@ -18,22 +18,23 @@ from tests.reference.tiny_run import Run, Watcher, differing
 from weightclass import files
 from weightclass.errors import UserError
 from weightclass.training import optim
-from weightclass.training.checkpoint import Keeper, pack, unpack
+from weightclass.training.checkpoint import Keeper, _networks, pack, unpack
 from weightclass.training.loop import Train
 from weightclass.training.schedule import Cosine
 
 ROOT = Path(__file__).parents[2]
-OPTIMIZERS: dict[str, tuple[Any, float]] = {
-    "sgd with average": (optim.SGD(lr=0.05), 0.9),
-    "sgd without momentum": (optim.SGD(lr=0.05, momentum=0.0), 0.0),
-    "adadelta": (optim.Adadelta(), 0.0),
-    "adamw with average": (optim.AdamW(), 0.99),
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sgd with average": (optim.SGD(lr=0.05), {"ema": 0.9}),
+    "sgd without momentum": (optim.SGD(lr=0.05, momentum=0.0), {}),
+    "sgd with lookahead": (optim.SGD(lr=0.05), {"lookahead": 2}),
+    "adadelta": (optim.Adadelta(), {}),
+    "adamw with average": (optim.AdamW(), {"ema": 0.99, "sam": 0.05}),
 }
 
 
 def fresh(kind: str = "sgd with average", seed: int = 0) -> Run:
-    optimizer, ema = OPTIMIZERS[kind]
-    return Run(Train(epochs=2, batch_size=16, ema=ema, seed=seed), optimizer, Cosine(), dropout=0.2)
+    optimizer, settings = OPTIMIZERS[kind]
+    return Run(Train(epochs=2, batch_size=16, seed=seed, **settings), optimizer, Cosine(), dropout=0.2)
 
 
 def trained(folder: Path, steps: int, kind: str = "sgd with average") -> Run:
@@ -57,7 +58,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, kind: str, steps: int, cha
     def made() -> Run:
         run = fresh(kind)
         if channels_last:
-            for model in (run.state.model, *([run.state.average.twin] if run.state.average else [])):
+            for model in _networks(run.state).values():
                 model.to(memory_format=torch.channels_last)
         return run
 
@@ -104,10 +105,11 @@ def test_the_times_are_kept_and_a_checkpoint_of_before_augmentation_was_timed_is
     assert {name: getattr(other.state, name) for name in times} == times | {"augmented": 0.0}
 
 
-def test_another_networks_checkpoint_is_not_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sgd with average", "sgd with lookahead"])
+def test_another_networks_checkpoint_is_not_taken(tmp_path: Path, kind: str) -> None:
     tensors = pack(trained(tmp_path, 1, "sgd without momentum").state)
     with pytest.raises(KeyError):
-        unpack(fresh("sgd with average").state, 1, tensors)
+        unpack(fresh(kind).state, 1, tensors)
 
 
 # --- the folder --------------------------------------------------------------------------------------------

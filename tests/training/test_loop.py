@@ -16,12 +16,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.reference import plain_loop, tiny_run
+from tests.reference import plain_loop, plain_steps, tiny_run
 from tests.reference.tiny_run import Batch, Run, Watcher, differing
 from weightclass import config
 from weightclass.augment.pipeline import Augment, Pipeline, check
@@ -160,12 +161,145 @@ def test_dropout_differs_from_step_to_step() -> None:
     assert min(abs(a - b) for a, b in pairwise(losses)) > 1e-3
 
 
+# --- SAM, clipping, Lookahead ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [optim.SGD(lr=0.05, decay_norms=True), optim.AdamW(), optim.Adadelta()])
+@pytest.mark.parametrize(
+    "settings", [{"sam": 0.1}, {"clip_norm": 0.5}, {"clip_value": 0.02}, {"sam": 0.5, "clip_norm": 0.5}]
+)
+def test_equals_the_steps_of_the_papers(tmp_path: Path, optimizer: Any, settings: dict[str, float]) -> None:
+    run, watcher, model = Run(Train(epochs=2, batch_size=16, **settings), optimizer), Watcher(), tiny_run.model()
+    theirs, losses = optim.build(optimizer, model.train()), []
+    for batch in (batch for epoch in range(2) for batch in run.batches(epoch)):
+        given = {"rho": settings.get("sam", 0.0), **{name: x for name, x in settings.items() if name != "sam"}}
+        losses.append(plain_steps.sam_step(model, batch.images, batch.labels, theirs, **given))
+    run.fit(tmp_path, watcher)
+    assert_close(dict(run.state.model.state_dict()), dict(model.state_dict()), 1e-9)
+    sums = [losses[0] * 16, sum(losses[:2]) * 16, sum(losses[:2]) * 16 + losses[2] * 8]
+    assert watcher.losses[:3] == pytest.approx(sums, rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [32, 25, 20])
+@pytest.mark.parametrize("settings", [{"sam": 0.2}, {"sam": 0.2, "clip_norm": 0.3}, {"clip_value": 0.01}])
+def test_micro_batches_change_nothing_in_these_steps(count: int, settings: dict[str, float]) -> None:
+    images, labels = tiny_run.pictures(count)
+    batch = Batch(images.double() / 128 - 1, labels, torch.arange(count))
+    runs = []
+    for size in (0, 4):
+        run = Run(Train(batch_size=32, bn_group=4, micro_batch=size, **settings), dropout=0.3)
+        for _ in range(2):
+            loop.training_step(run.state, run.plan, batch, run.state.model)
+        runs.append(run.tensors())
+    assert_close(*runs, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_second_pass_counts_nothing_and_moves_no_statistics(recompute: bool) -> None:
+    runs = [Run(Train(batch_size=16, bn_group=4, sam=sam), dropout=0.3) for sam in (0.0, 0.5)]
+    for run in runs:
+        plan = replace(run.plan, recompute=recompute, micro_batch=8)
+        loop.training_step(run.state, plan, next(run.batches(0)), run.state.model)
+    weights = {f"model/{name}" for name, _ in runs[0].state.model.named_parameters()}
+    assert set(differing(runs[0].tensors(), runs[1].tensors())) == weights  # neither buffers nor sums
+
+
+def test_both_passes_drop_the_same() -> None:
+    runs = [Run(Train(batch_size=16, sam=sam), dropout=0.5) for sam in (0.0, 1e-9)]
+    for run in runs:
+        loop.training_step(run.state, run.plan, next(run.batches(0)), run.state.model)
+    assert_close(runs[0].tensors(), runs[1].tensors(), 1e-8)
+
+
+def test_the_second_pass_computes_with_moved_weights_in_bfloat16_and_compiled() -> None:
+    gradients = {}
+    for sam, compiled in ((0.0, False), (0.5, False), (0.5, True)):
+        run = Run(Train(batch_size=16, sam=sam))
+        model, batch = run.state.model.float(), next(run.batches(0))
+        forward = torch.compile(model, backend="aot_eager", dynamic=False) if compiled else model
+        batch = replace(batch, images=batch.images.float())
+        loop.training_step(run.state, replace(run.plan, precision="bfloat16"), batch, forward)
+        gradients[sam, compiled] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(gradients[0.5, True], gradients[0.5, False], rtol=0.1, atol=0.02)
+    assert (gradients[0.5, False] - gradients[0.0, False]).abs().max() > 0.2
+
+
+def test_the_device_is_not_waited_for_when_clipping() -> None:
+    layer = torch.nn.Linear(3, 2, device="meta")  # where reading a number is an error
+    for clip in ({"clip_norm": 0.1}, {"clip_value": 0.1}):
+        run = Run(Train(batch_size=16, **clip))
+        run.state.model, run.state.optimizer = layer, torch.optim.SGD(layer.parameters())
+        run.state.sums = run.state.sums.to("meta")
+        with torch.device("meta"):
+            batch = Batch(torch.ones(16, 3), torch.zeros(16, dtype=torch.int64), torch.arange(16))
+        loop.training_step(run.state, run.plan, batch, layer)
+
+
+@pytest.mark.parametrize(("every", "alpha"), [(1, 0.5), (2, 0.8), (4, 0.5), (5, 1.0)])
+@pytest.mark.parametrize(("micro", "group"), [(0, 0), (0, 4), (8, 4)])
+def test_ends_on_the_slow_weights_and_their_statistics(
+    tmp_path: Path, every: int, alpha: float, micro: int, group: int
+) -> None:
+    settings: dict[str, Any] = {"micro_batch": micro, "bn_group": group, "lookahead": every, "lookahead_alpha": alpha}
+    run, watcher = Run(Train(epochs=2, batch_size=16, **settings), optim.SGD(lr=0.05, decay_norms=True)), Watcher()
+    assert run.fit(tmp_path, watcher) is None
+    model = tiny_run.model(group=group).train()
+    theirs = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    batches = [(batch.images, batch.labels) for epoch in range(2) for batch in run.batches(epoch)]
+    slow, losses = plain_steps.lookahead(model, batches, theirs, every, alpha)
+    assert watcher.losses[2] == pytest.approx(sum(losses[:2]) * 16 + losses[2] * 8, rel=1e-10)
+    assert [epoch[1] for epoch in watcher.epochs][1] == pytest.approx((sum(losses[3:5]) * 16 + losses[5] * 8) / 40)
+    ended = tiny_run.model()
+    torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(slow), ended.parameters())
+    groups = [part for batch in run.batches(2) for part in batch.images.split(group or 16)]
+    expected = dict(ended.named_parameters()) | plain_steps.statistics(ended, groups)
+    judged = run.state.evaluated.state_dict()
+    assert_close({name: judged[name] for name in expected}, expected, 1e-10)
+    momenta = {module.momentum for module in run.state.model.modules() if hasattr(module, "momentum")}
+    assert momenta == {0.1}
+
+
+def test_slow_weights_that_would_never_move_are_refused(tmp_path: Path) -> None:
+    assert Run(Train(epochs=1, batch_size=16, lookahead=3)).fit(tmp_path) is None
+    with pytest.raises(UserError, match=r"train\.lookahead = 4: the whole training has only 3 steps"):
+        Run(Train(epochs=1, batch_size=16, lookahead=4)).fit(tmp_path)
+
+
+def test_ten_thousand_images_or_an_epoch_give_the_statistics() -> None:
+    plan = Run(Train(batch_size=16, lookahead=5)).plan
+    for size, steps, batches in ((16, 3, 3), (128, 390, 79), (1000, 50, 10), (20_000, 3, 1)):
+        assert replace(plan, train=Train(batch_size=size, lookahead=5), steps_per_epoch=steps).settling == batches
+    assert replace(plan, train=Train()).settling == 0
+
+
+def test_a_kill_while_the_statistics_are_measured_costs_nothing(tmp_path: Path) -> None:
+    runs = [Run(Train(epochs=2, batch_size=16, lookahead=4), dropout=0.2) for _ in range(3)]
+    runs[0].fit(tmp_path / "whole")
+    served = runs[1].batches
+
+    def killed(epoch: int, first: int = 0) -> Iterator[Batch]:
+        for place, batch in enumerate(served(epoch, first)):
+            if (epoch, place) == (2, 1):
+                raise KeyboardInterrupt
+            yield batch
+
+    runs[1].batches = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        runs[1].fit(tmp_path / "killed")
+    assert Keeper(tmp_path / "killed").load_latest(runs[2].state)
+    assert runs[2].fit(tmp_path / "killed") is None
+    assert not differing(runs[0].tensors(), runs[2].tensors())
+
+
 # --- stopping ----------------------------------------------------------------------------------------------
 
+FOLLOWED = ({"ema": 0.9}, {"lookahead": 4}, {"lookahead": 2, "sam": 0.1, "clip_value": 0.1})
 
+
+@pytest.mark.parametrize("settings", FOLLOWED)
 @pytest.mark.parametrize("step", [2, 3, 5, 6])  # 3 and 6 end an epoch
-def test_stops_when_asked_and_goes_on_as_if_it_had_not(tmp_path: Path, step: int) -> None:
-    train = Train(epochs=2, batch_size=16, ema=0.9)
+def test_stops_when_asked_and_goes_on_as_if_it_had_not(tmp_path: Path, step: int, settings: dict[str, Any]) -> None:
+    train = Train(epochs=2, batch_size=16, **settings)
     whole, first, second = (Run(train, schedule=Cosine(), dropout=0.1) for _ in range(3))
     whole_seen, first_seen, second_seen = Watcher(), Watcher(stop_at=step), Watcher()
     assert whole.fit(tmp_path / "whole", whole_seen) is None
@@ -260,6 +394,31 @@ def test_a_step_too_large_for_memory_is_cut(
     assert not differing(run.tensors(), resumed.tensors())
 
 
+@pytest.mark.usefixtures("_small_heap")
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_second_pass_too_large_for_memory_is_cut(tmp_path: Path, where: str) -> None:
+    """With the weights moved a pass takes more than without: only there does memory run out."""
+    train = Train(epochs=2, batch_size=16, bn_group=4, sam=0.3)
+    run, by_hand = Run(train, dropout=0.3), Run(msgspec.structs.replace(train, micro_batch=4), dropout=0.3)
+    watchers, weight = (Watcher(), Watcher()), run.state.model.get_parameter("linear.weight")
+    at_rest = [weight.detach().clone()]
+    watchers[0].spoil = lambda _: at_rest.append(weight.detach().clone())
+
+    def fail(gradient: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def check(_: Any, __: Any, logits: Tensor) -> None:
+        if len(logits) > 4 and not torch.equal(weight, at_rest[-1]):
+            logits.register_hook(fail) if where == "backward" else fail(logits)
+
+    run.state.model.register_forward_hook(check)
+    assert run.fit(tmp_path / "cut", watchers[0]) is None
+    assert by_hand.fit(tmp_path / "by hand", watchers[1]) is None
+    assert watchers[0].cuts == [(4, False)]
+    assert not differing(run.tensors(), by_hand.tensors())
+    assert watchers[0].losses == watchers[1].losses
+
+
 @pytest.mark.parametrize(("group", "hint"), [(0, ", train.bn_group=20 (which lets the batch be cut)"), (8, "")])
 @pytest.mark.usefixtures("_small_heap")
 def test_the_end_of_the_ladder(tmp_path: Path, group: int, hint: str) -> None:
@@ -341,6 +500,44 @@ def test_memory_that_really_runs_out(tmp_path: Path) -> None:
     subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, check=True, timeout=120)
 
 
+# --- CUDA graphs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("micro", "sam"), [(0, 0.0), (8, 0.0), (0, 0.1), (8, 0.1)])
+def test_a_graph_never_finds_gradients_in_its_own_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: int, sam: float
+) -> None:
+    train = Train(epochs=1, batch_size=16, micro_batch=micro, bn_group=8, sam=sam, drop_last=True)
+    plain, run = Run(train, dropout=0.2), Run(train, dropout=0.2)
+    plain.fit(tmp_path / "plain")
+    marked, modes, found = [0], [], []
+    left: list[Tensor] = []  # by the last launch, which the next one would overwrite
+
+    def compile_(model: torch.nn.Module, dynamic: bool, mode: str | None) -> Callable[[Tensor], Tensor]:
+        modes.append((dynamic, mode))
+        for parameter in model.parameters():
+            parameter.register_hook(lambda gradient: left.append(gradient.detach()))
+
+        def launch(images: Tensor) -> Tensor:
+            assert marked[0] == len(found) + 1
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            found.append(len(gradients))
+            assert not {gradient.data_ptr() for gradient in gradients} & {gradient.data_ptr() for gradient in left}
+            left.clear()
+            return model(images)
+
+        return launch
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.__setitem__(0, marked[0] + 1))
+    run.plan = replace(run.plan, compile=True, graphs=True)
+    run.fit(tmp_path / "graphs")
+    assert modes == [(False, "reduce-overhead")]
+    own = len(list(run.state.model.parameters())) if micro else 0
+    assert found == [own] * 2 * (1 + bool(micro)) * (1 + bool(sam))
+    assert not differing(run.tensors(), plain.tensors())
+
+
 # --- the table ---------------------------------------------------------------------------------------------
 
 
@@ -354,6 +551,14 @@ def test_memory_that_really_runs_out(tmp_path: Path) -> None:
         ({"seed": -1}, "seed = -1"),
         ({"checkpoint_seconds": 0.0}, "checkpoint_seconds = 0.0"),
         ({"epoch": 3}, "unknown key epoch: did you mean epochs?"),
+        ({"clip_norm": -1.0}, "clip_norm = -1.0"),
+        ({"clip_value": -1.0}, "clip_value = -1.0"),
+        ({"sam": -0.1}, "sam = -0.1"),
+        ({"lookahead": -5}, "lookahead = -5"),
+        ({"lookahead_alpha": 0.0}, "lookahead_alpha = 0.0: expected float > 0"),
+        ({"lookahead_alpha": 1.5}, "lookahead_alpha = 1.5: expected float <= 1"),
+        ({"clip_norm": 1.0, "clip_value": 0.1}, "both bound the gradient: set one of them to 0"),
+        ({"lookahead": 5, "ema": 0.9}, "lookahead and ema both average the weights"),
         ({"micro_batch": 256}, "and at most batch_size"),
         ({"bn_group": 256}, "and at most batch_size"),
         ({"micro_batch": 32}, "bn_group (128) must divide micro_batch (32)"),
@@ -369,7 +574,13 @@ def test_refuses(mistake: dict[str, Any], message: str) -> None:
 
 
 def test_accepts() -> None:
-    for good in ({"micro_batch": 32, "bn_group": 32}, {"micro_batch": 32, "bn_group": 8}, {"bn_group": 8}, {}):
+    for good in (
+        {"micro_batch": 32, "bn_group": 32},
+        {"micro_batch": 32, "bn_group": 8},
+        {"bn_group": 8},
+        {"ema": 0.9, "sam": 0.1},
+        {},
+    ):
         assert config.build(good, Train, "train").epochs == 30
 
 

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.reference import tiny_run
+from tests.reference.tiny_run import Run, Watcher, differing
 from weightclass import config
 from weightclass.errors import UserError
 from weightclass.training import optim
+from weightclass.training.checkpoint import Keeper
+from weightclass.training.loop import Train
+from weightclass.training.schedule import Cosine
 
 
 @pytest.mark.parametrize("table", [optim.SGD, optim.Adadelta, optim.AdamW])
@@ -45,6 +50,31 @@ def test_settings_arrive(table: Any, kind: type, settings: dict[str, Any]) -> No
     assert type(optimizer) is kind
     for group in optimizer.param_groups:
         assert {key: group[key] for key in settings} == settings
+
+
+@pytest.mark.parametrize("optimizer", [optim.SGD(nesterov=True), optim.SGD(momentum=0.0), optim.AdamW()])
+def test_one_kernel_on_cuda_follows_the_rate_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: Any
+) -> None:
+    train = Train(epochs=2, batch_size=16)
+    plain = Run(train, optimizer, Cosine())
+    monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True)  # CPUs have these kernels, too
+    whole, first, second = (Run(train, optimizer, Cosine()) for _ in range(3))
+    for run, fused in ((plain, None), (whole, True)):
+        assert [group["fused"] for group in run.state.optimizer.param_groups] == [fused, fused]
+    plain.fit(tmp_path / "plain")
+    whole.fit(tmp_path / "whole")
+    for name, tensor in plain.tensors().items():
+        torch.testing.assert_close(whole.tensors()[name], tensor, rtol=1e-9, atol=1e-9)
+    first.fit(tmp_path / "cut", Watcher(stop_at=4))
+    assert Keeper(tmp_path / "cut").load_latest(second.state)
+    second.fit(tmp_path / "cut")
+    assert not differing(whole.tensors(), second.tensors())
+
+
+def test_adadelta_has_no_such_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True)
+    assert "fused" not in optim.build(optim.Adadelta(), tiny_run.model()).defaults
 
 
 @pytest.mark.parametrize(

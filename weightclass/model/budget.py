@@ -71,7 +71,7 @@ class Figures:
     """2 x the same."""
     bytes_int8: int
     """Convolutions and linear layers: 1 byte a weight + 4 bytes of scale + 4 bytes of bias an output channel, norms
-    being folded into weight and bias; 4 bytes for each parameter of any other layer."""
+    being folded into weight and bias; 4 bytes for each parameter of any other layer, norms before convolutions too."""
     activations: int
     """Peak bytes of live tensors, the image included and parameters not, in a float32 inference of one image as
     eager PyTorch runs it; a layer's, since the layer before it ended. A runtime that folds the norms needs less."""
@@ -146,7 +146,8 @@ def _own(module: nn.Module) -> int:
 def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Conv2d):
         height, width = module.kernel_size
-        return f"{height}x{width}" + (f"/{module.stride[0]}" if module.stride[0] > 1 else "")
+        depthwise = "dw" if module.groups == module.in_channels > 1 else ""
+        return f"{depthwise}{height}x{width}" + (f"/{module.stride[0]}" if module.stride[0] > 1 else "")
     return "norm" if isinstance(module, nn.BatchNorm2d) else type(module).__name__.lower()
 
 
@@ -158,7 +159,7 @@ def _macs(module: nn.Module, output: Tensor) -> int:
 def _int8_bytes(module: nn.Module) -> int:
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         return module.weight.numel() + 8 * len(module.weight)
-    return 0 if isinstance(module, nn.BatchNorm2d) else 4 * _own(module)
+    return 0 if isinstance(module, nn.BatchNorm2d) and getattr(module, "folds", True) else 4 * _own(module)
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -198,32 +199,33 @@ class _LiveBytes(TorchDispatchMode):
 # --- comparing and showing ---------------------------------------------------------------------------------
 
 
-def check(budget: Budget, weights: Weights) -> None:
-    """Raise UserError, with the layer table below its first lines, unless every limit is kept."""
+def check(budget: Budget, weights: Weights, cure: str) -> None:
+    """Raise UserError, with the layer table below its first lines, unless every limit is kept; `cure` says how to."""
     over = []
     for key in budget.__struct_fields__:
         limit, value = budget.limit(key), getattr(weights, key)
         if limit is not None and value >= limit:
             over.append(f"{key} {value:,} is not under the budget of {limit:,} (budget.{key})")
     if over:
-        cure = "use fewer model.blocks or narrower model.channels, or raise the budget"
-        raise UserError("\n".join([*over[:-1], f"{over[-1]}: {cure}", "", _as_text(table(weights, narrow=True))]))
+        over[-1] += f": {cure}, or raise the budget"
+        raise UserError("\n".join([*over, "", _as_text(table(weights, narrow=True))]))
 
 
 def grouped(weights: Weights) -> list[Row]:
-    """Rows a person wants to read: one a residual block, a norm with the layer before it."""
+    """Rows a person wants to read: one a residual block; a norm, or squeeze and excitation, with what it follows."""
     groups: dict[str, list[Row]] = {}
     for row in weights.rows:
         name = ".".join(row.name.split(".")[:2])
-        if "." not in name and row.kind == "norm" and groups:
+        if groups and (name.startswith("se.") or ("." not in name and row.kind == "norm")):
             name = next(reversed(groups))
         groups.setdefault(name, []).append(row)
     return [_join(name, rows) for name, rows in groups.items()]
 
 
 def _join(name: str, rows: list[Row]) -> Row:
-    kinds = ", ".join(row.kind for row in rows if row.kind != "norm")
-    return replace(rows[-1], name=name, kind=kinds, **_totals(rows))
+    main = [row for row in rows if "se" not in row.name.split(".")]
+    kinds = [row.kind for row in main if row.kind != "norm"] + ["se"] * (len(main) < len(rows))
+    return replace(main[-1], name=name, kind=", ".join(kinds), **_totals(rows))
 
 
 def table(weights: Weights, narrow: bool = False) -> RichTable:

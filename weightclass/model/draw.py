@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 INK, FAINT, VERMILLION = "#222222", "#6f6f6f", "#D55E00"
 GAP, SLANT = 0.14, 0.16  # between boxes; a box's depth by its height (all lengths: the tallest box is 1)
+STEP = 0.5  # from box to box at least, or the shapes written above narrow ones would touch
 LEFT, TOP, BOTTOM = -0.8, 0.98, -1.2  # edges of the drawing; the first box starts at x = 0, all are centred on y = 0
 RULE, BARS = 0.79, -0.66  # the line over each layer, and the line that the MAC bars hang from
 HEADING = 0.72  # inches
@@ -57,7 +58,8 @@ def draw(weights: Weights, path: str | Path, title: str) -> None:
     _layers(axes, boxes)
     totals = f"{weights.params:,} parameters, {short(weights.macs)} MACs, {short(weights.bytes_fp32, 'B')} in float32, "
     totals += f"{short(weights.bytes_int8, 'B')} in int8"
-    for text, size, weight, down in ((title, 13, "bold", 0.15), (totals, 9, "normal", 0.42)):
+    fits = min(13, 72 * (width - 0.4) / (0.7 * len(title)))  # points: a bold letter is up to 0.7 of its size wide
+    for text, size, weight, down in ((title, fits, "bold", 0.15), (totals, 9, "normal", 0.42)):
         place = (0.2 / width, 1 - down / height)
         figure.text(*place, text, size=size, weight=weight, va="top", color=INK, parse_math=False)
     image = BytesIO()
@@ -74,7 +76,7 @@ def _boxes(rows: list[Row]) -> list[Box]:
         channels, side = row.shape[:2] if len(row.shape) == 3 else (0.1 * widest, 1)
         right = left + 0.55 * (channels / widest) ** 0.5
         boxes.append(Box(row, left, right, (side / tallest) ** 0.5))
-        left = right + boxes[-1].depth + GAP
+        left = max(right + boxes[-1].depth + GAP, left + STEP)
     return boxes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from weightclass import seeding
@@ -17,12 +18,15 @@ class HashDropout(nn.Module):
         super().__init__()
         self.p, self.features = p, features
         self.mask: Tensor | None = None
+        self._masks: dict[int, Tensor] = {}
 
     def place(self, key: int, slots: Tensor) -> None:
         """Draw the mask of the next training passes: `key` is the step's, int64 `slots` [n] the images' places in the
         global batch, on the device of the features. Call it before every batch."""
         draws = seeding.uniform(key, slots, draws=self.features).T
-        self.mask = (draws >= self.p) / (1 - self.p)
+        # Always in the same memory for as many images: a CUDA graph reads it where it lay when it was recorded.
+        mask = self._masks.setdefault(len(slots), torch.empty_like(draws))
+        self.mask = mask.copy_((draws >= self.p) / (1 - self.p))
 
     def forward(self, features: Tensor) -> Tensor:
         """[n, features] to the same shape. Raises RuntimeError in training without a matching `place`."""

@@ -23,6 +23,11 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
     group: int | None = None
 
+    def __init__(self, channels: int, folds: bool = True) -> None:
+        """`folds`: an exporter can fold it into the convolution before it; weighing needs to know."""
+        super().__init__(channels)
+        self.folds = folds
+
     def forward(self, input: Tensor) -> Tensor:
         """[n, C, H, W] to the same shape; group i starts at image i * group."""
         if not self.training or self.group is None:

@@ -21,7 +21,7 @@ from msgspec import structs
 from torch import Tensor, nn
 
 from weightclass.errors import UserError
-from weightclass.model import resnet
+from weightclass.model import networks
 from weightclass.model.resnet import ResNetConfig
 
 _ALONE = 'ask its owner for the weights alone, torch.save(model.state_dict(), "net.pth")'
@@ -31,7 +31,7 @@ _COUNTERS = ("num_batches_tracked", "n_averaged")  # batch norm's and torch's Av
 
 @dataclass(frozen=True)
 class Published:
-    """An architecture and weights that fit it: `resnet.build(config, image_shape, classes)` loads them strictly."""
+    """An architecture and weights that fit it: `networks.build(config, image_shape, classes)` loads them strictly."""
 
     config: ResNetConfig
     image_shape: tuple[int, int, int]
@@ -132,7 +132,7 @@ def infer(weights: dict[str, Tensor], where: str, image_size: int = 32, pool: st
         shapes.refuse("the same weights under two names, such as linear and fc")
     config, channels, classes = shapes.architecture()
     side = 2 ** len(config.blocks)  # large enough for any network; the images' real size decides about the pool only
-    expected = resnet.build(config, (channels, side, side), classes).state_dict()
+    expected = networks.build(config, (channels, side, side), classes).state_dict()
     shapes.compare({name: tuple(tensor.shape) for name, tensor in expected.items()})
     config = structs.replace(config, pool=shapes.pool(config, image_size, pool))
     complete = {name: torch.tensor(0) for name in expected} | dict(pairs)  # zeros: counters that were left out

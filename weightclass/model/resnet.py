@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from weightclass.config import Table
 from weightclass.errors import UserError
+from weightclass.model.blocks import Recomputed, SqueezeExcite, StridedPointwise
 from weightclass.model.dropout import HashDropout
-from weightclass.model.init import initialise
-from weightclass.model.norm import GroupBatchNorm2d, still
+from weightclass.model.norm import GroupBatchNorm2d
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
 
@@ -41,10 +38,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ResNetConfig(Table, kw_only=True, tag_field="name", tag="resnet"):
     """The recipe's [model] table. The defaults are the paper's small network: 701,466 parameters on CIFAR-10."""
 
+    cure: ClassVar[str] = "use fewer model.blocks or narrower model.channels"
+
     blocks: tuple[Size, ...] = (2, 2, 2, 2)
     """Residual blocks a layer (the paper's B); the first layer keeps the map, each later one halves it."""
     channels: tuple[Size, ...] = (16, 32, 64, 128)
-    """Channels a layer (C); as many entries as `blocks`. The stem has the first."""
+    """Channels a layer (C); as many entries as `blocks`."""
+    stem_channels: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 0
+    """Channels of the first convolution; 0: the first layer's."""
     kernels: Size | tuple[Size, ...] = 3
     """Kernel of both convolutions of a block (F), odd: one for all layers, or one a layer."""
     skip_kernels: Size | tuple[Size, ...] = 1
@@ -58,7 +59,14 @@ class ResNetConfig(Table, kw_only=True, tag_field="name", tag="resnet"):
     norm: Literal["batch", "none"] = "batch"
     """Batch norm after every convolution, or none (the convolutions then have a bias)."""
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish"] = "relu"
-    """After the stem, inside each block and after its sum."""
+    """After the stem, inside each block and after its sum (with `preactivation`: after each norm)."""
+    preactivation: bool | Literal["blocks"] = False
+    """Norm and activation before each convolution instead of after it, and once more before the pool. "blocks": inside
+    the blocks alone; stem and projections keep their norms, and the activation before the pool has none."""
+    se: Literal["none", "stem", "blocks"] = "none"
+    """Squeeze and excitation: nowhere, once after the stem, or in every block before its sum."""
+    se_reduction: Size = 16
+    """How many times narrower than the map its squeeze is."""
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     """Share of the linear layer's inputs that a training step drops."""
     zero_init_residual: bool = False
@@ -77,6 +85,11 @@ class ResNetConfig(Table, kw_only=True, tag_field="name", tag="resnet"):
                 raise ValueError(f"{key} = {even[0]} is even and would shift the map half a pixel: use {even[0] + 1}")
         _parse_pool(self.pool)
 
+    @property
+    def stem(self) -> int:
+        """Channels of the first convolution."""
+        return self.stem_channels or self.channels[0]
+
 
 def _per_layer(value: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
     return (value,) * layers if isinstance(value, int) else tuple(value)
@@ -94,14 +107,11 @@ def _parse_pool(text: str) -> tuple[str, int]:
 # --- the network -------------------------------------------------------------------------------------------
 
 
-class Block(nn.Module):
+class Block(Recomputed):
     """Basic block: act(norm(conv(act(norm(conv(x))))) + shortcut(x)).
 
     The shortcut is a projection where the map or the width changes, whichever way the map is halved.
     """
-
-    recompute: bool = False
-    """In training, hold only the input for the backward pass and compute the rest again there: the same numbers."""
 
     def __init__(self, config: ResNetConfig, inputs: int, outputs: int, kernel: int, skip_kernel: int, *, halve: bool):
         super().__init__()
@@ -109,41 +119,39 @@ class Block(nn.Module):
         stride = 2 if halve and config.downsample == "stride" else 1
         self.shrink = _shrink(config.downsample if halve else "stride")
         self.conv1 = conv(inputs, outputs, kernel, stride)
-        self.bn1 = norm(outputs)
+        self.bn1 = norm(inputs, folds=False) if config.preactivation else norm(outputs)
         self.conv2 = conv(outputs, outputs, kernel)
         self.bn2 = norm(outputs)
-        projection = (conv(inputs, outputs, skip_kernel, stride), norm(outputs))
+        self.se = SqueezeExcite(outputs, config.se_reduction) if config.se == "blocks" else nn.Identity()
+        projection = [conv(inputs, outputs, skip_kernel, stride)]
+        projection += [norm(outputs)] if config.preactivation is not True else []
         self.shortcut = nn.Sequential(*(projection if halve or inputs != outputs else ()))
         self.activation = ACTIVATIONS[config.activation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.recompute and self.training):
-            return self._compute(x)
-        # A compiled graph moves the running statistics once however often it computes, and takes no contexts.
-        contexts: dict[str, Any] = {"context_fn": lambda: (nullcontext(), still(self))}
-        contexts = {} if torch.compiler.is_compiling() else contexts
-        return checkpoint(self._compute, x, use_reentrant=False, preserve_rng_state=False, **contexts)
-
     def _compute(self, x: Tensor) -> Tensor:
         x = self.shrink(x)
-        y = self.bn2(self.conv2(self.activation(self.bn1(self.conv1(x)))))
+        y = self.se(self.bn2(self.conv2(self.activation(self.bn1(self.conv1(x))))))
         y += self.shortcut(x)
         return self.activation(y)
 
 
-class StridedPointwise(nn.Conv2d):
-    """A strided 1x1 convolution as a choice of pixels and a dense one: the same numbers.
+class PreactivationBlock(Block):
+    """conv(act(norm(conv(z)))) + shortcut, z = act(norm(x)): the shortcut is x itself, or a projection of z.
 
-    oneDNN's own kernel writes beyond its workspace, and so crashes, where a vector holds more channels than there are
-    (channels last, backward, CPU; its issue 6035).
+    He et al. 2016 (Identity Mappings); the projection as in the Wide ResNets of Zagoruyko and Komodakis 2016.
+    A projection with a norm of its own ("blocks") is of x: the paper's authors' notebook Models/B-93-82.ipynb.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        down, right = self.stride
-        return F.conv2d(input[:, :, ::down, ::right], self.weight, self.bias)
+    def _compute(self, x: Tensor) -> Tensor:
+        x = self.shrink(x)
+        z = self.bn1(x)
+        z = self.activation(z.clone() if z is x else z)  # without a norm, in place would change x
+        y = self.se(self.conv2(self.activation(self.bn2(self.conv1(z)))))
+        y += self.shortcut(z if len(self.shortcut) == 1 else x)  # one: without a norm; none: x itself
+        return y
 
 
-def _layers(config: ResNetConfig) -> tuple[Callable[..., nn.Module], Callable[[int], nn.Module]]:
+def _layers(config: ResNetConfig) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
     """Constructors of a same-padded convolution and of its norm."""
     normed = config.norm == "batch"
 
@@ -151,7 +159,7 @@ def _layers(config: ResNetConfig) -> tuple[Callable[..., nn.Module], Callable[[i
         kind = StridedPointwise if kernel == 1 < stride and inputs < 16 else nn.Conv2d
         return kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=not normed)
 
-    return conv, GroupBatchNorm2d if normed else lambda channels: nn.Identity()
+    return conv, GroupBatchNorm2d if normed else nn.Identity
 
 
 def _shrink(downsample: str) -> nn.Module:
@@ -168,22 +176,34 @@ class ResNet(nn.Module):
         features = config.channels[-1] * _pooled_area(config, image_shape)
         self.config = config
         conv, norm = _layers(config)
-        self.conv1 = conv(image_shape[0], config.channels[0], config.stem_kernel)
-        self.bn1 = norm(config.channels[0])
+        self.conv1 = conv(image_shape[0], config.stem, config.stem_kernel)
+        whole = config.preactivation is True
+        self.bn1 = nn.Identity() if whole else norm(config.stem)
+        self.se = SqueezeExcite(config.stem, config.se_reduction) if config.se == "stem" else nn.Identity()
         self.layer_names = [f"layer{i}" for i in range(1, len(config.blocks) + 1)]
         for i, name in enumerate(self.layer_names):
             self.add_module(name, _layer(config, i))
+        self.bn_last = norm(config.channels[-1], folds=False) if whole else nn.Identity()
         self.dropout = HashDropout(config.dropout, features) if config.dropout else nn.Identity()
         self.linear = nn.Linear(features, classes)
         self.activation = ACTIVATIONS[config.activation]
         self.pool = _parse_pool(config.pool)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.activation(self.bn1(self.conv1(images)))
+        x = self.conv1(images)
+        x = self.se(x if self.config.preactivation is True else self.activation(self.bn1(x)))
         for name in self.layer_names:
             for block in self.get_submodule(name).children():  # block by block: a Sequential would hold its input
                 x = block(x)
+        x = self.activation(self.bn_last(x)) if self.config.preactivation else x
         return self.linear(self.dropout(self._pool(x).flatten(1)))
+
+    def settle(self) -> None:
+        """What a fresh network has of its own: each block starts as its shortcut where the config asks for it."""
+        last = "bn2" if self.config.norm == "batch" and not self.config.preactivation else "conv2"
+        for block in self.modules() if self.config.zero_init_residual else ():
+            if isinstance(block, Block):
+                nn.init.zeros_(block.get_parameter(f"{last}.weight"))
 
     def _pool(self, x: Tensor) -> Tensor:
         kind, size = self.pool
@@ -195,9 +215,10 @@ class ResNet(nn.Module):
 def _layer(config: ResNetConfig, i: int) -> nn.Sequential:
     layers, width = len(config.blocks), config.channels[i]
     kernel, skip_kernel = _per_layer(config.kernels, layers)[i], _per_layer(config.skip_kernels, layers)[i]
-    inputs = config.channels[max(i - 1, 0)]
-    first = Block(config, inputs, width, kernel, skip_kernel, halve=i > 0)
-    rest = [Block(config, width, width, kernel, skip_kernel, halve=False) for _ in range(config.blocks[i] - 1)]
+    inputs = config.channels[i - 1] if i else config.stem
+    kind = PreactivationBlock if config.preactivation else Block
+    first = kind(config, inputs, width, kernel, skip_kernel, halve=i > 0)
+    rest = [kind(config, width, width, kernel, skip_kernel, halve=False) for _ in range(config.blocks[i] - 1)]
     return nn.Sequential(first, *rest)
 
 
@@ -221,36 +242,3 @@ def _pooled_area(config: ResNetConfig, image_shape: tuple[int, int, int]) -> int
             f"layers; use global, {kind}({min(height, width)}) or fewer layers"
         )
     return (height // size) * (width // size)
-
-
-def build(
-    config: ResNetConfig,
-    image_shape: tuple[int, int, int],
-    classes: int,
-    seed: int | None = None,
-    device: torch.device | str = "cpu",
-) -> ResNet:
-    """The network for images of `image_shape` (C, H, W), its weights a function of `seed` alone on any device.
-
-    Without a seed it stays on the meta device: shapes without memory, enough to weigh it. Raises UserError for a
-    shape that cannot work.
-    """
-    with torch.device("meta"):
-        model = ResNet(config, image_shape, classes)
-    if seed is None:
-        return model
-    model.to_empty(device="cpu")
-    initialise(model, seed)
-    if config.zero_init_residual:
-        for block in model.modules():
-            if isinstance(block, Block):
-                last = block.bn2 if config.norm == "batch" else block.conv2
-                nn.init.zeros_(last.get_parameter("weight"))
-    return model.to(device)
-
-
-def group_norms(model: nn.Module, group: int) -> None:
-    """Let every batch norm take its training statistics over `group` images at a time; 0: the whole batch."""
-    for module in model.modules():
-        if isinstance(module, GroupBatchNorm2d):
-            module.group = group or None

@@ -22,12 +22,13 @@ class Average:
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after training step `step` (1-based)."""
         weight = (1 - self.decay) / (1 - self.decay**step)
-        averaged, current = _floats(self.twin), _floats(model)
+        (averaged, counters), (current, counts) = _tensors(self.twin), _tensors(model)
         torch._foreach_lerp_(averaged, current, weight)  # type: ignore[attr-defined]
-        for mine, new in zip(self.twin.buffers(), model.buffers(), strict=True):
-            if not mine.is_floating_point():
-                mine.copy_(new)
+        if counters:
+            torch._foreach_copy_(counters, counts)  # type: ignore[attr-defined]
 
 
-def _floats(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+def _tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Those of floats, and the other ones."""
+    every = [*model.parameters(), *model.buffers()]
+    return [t for t in every if t.is_floating_point()], [t for t in every if not t.is_floating_point()]

@@ -1,8 +1,8 @@
 """Checkpoints that survive anything: written atomically, named by their own hash, never executed.
 
-A checkpoint is one safetensors file `STEP-HASH.safetensors`: the network, its averaged twin, the optimizer's state and
-the running sums of the epoch. HASH is the head of the SHA-256 of the file's bytes, so a damaged file betrays itself and
-the one before it is used.
+A checkpoint is one safetensors file `STEP-HASH.safetensors`: the network, its averaged twin or slow weights,
+the optimizer's state and the running sums of the epoch. HASH is the head of the SHA-256 of the file's bytes, so a
+damaged file betrays itself and the one before it is used.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def unpack(state: State, step: int, tensors: dict[str, Tensor]) -> None:
 
 
 def _networks(state: State) -> dict[str, nn.Module]:
-    return {"model": state.model} | ({"average": state.average.twin} if state.average else {})
+    followers = {"average": state.average and state.average.twin, "slow": state.lookahead and state.lookahead.slow}
+    return {"model": state.model} | {part: network for part, network in followers.items() if network}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -8,14 +8,17 @@ is the same. So a step that does not fit into memory is cut, and stays the step 
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Protocol
+from itertools import islice
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from weightclass import seeding
 from weightclass.batching import cuts
@@ -24,7 +27,9 @@ from weightclass.device import out_of_memory
 from weightclass.errors import UserError
 from weightclass.training.averaging import Average
 from weightclass.training.checkpoint import Keeper
+from weightclass.training.lookahead import Lookahead
 from weightclass.training.loss import cross_entropy
+from weightclass.training.sam import uphill
 
 Count = Annotated[int, Meta(ge=0, le=10_000_000)]
 
@@ -46,6 +51,18 @@ class Train(Table):
     label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Decay a step of the weights' moving average, which is what gets evaluated and shipped; 0: none."""
+    clip_norm: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    """Largest 2-norm of a step's gradient over all parameters, to which a longer one is scaled; 0: any. Clipping is of
+    the whole batch's gradient; with SAM, of the second."""
+    clip_value: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    """Largest size of an entry of that gradient, to which a larger one is cut; 0: any."""
+    sam: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    """Rho of sharpness-aware minimisation (Foret et al. 2021), which doubles a step's work; 0: none."""
+    lookahead: Count = 0
+    """Steps (k) after which the slow weights follow (Zhang et al. 2019), which get shipped; 0: none. Curves show the
+    fast weights with the running statistics of their training."""
+    lookahead_alpha: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    """Share of the way to the fast weights that the slow ones go."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     checkpoint_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 60.0
 
@@ -59,6 +76,10 @@ class Train(Table):
                 f"bn_group ({group}) must divide micro_batch ({micro}), for batch statistics are not taken across "
                 "forward passes (0 is the whole batch for both)"
             )
+        if self.clip_norm and self.clip_value:
+            raise ValueError("clip_norm and clip_value both bound the gradient: set one of them to 0")
+        if self.lookahead and self.ema:
+            raise ValueError("lookahead and ema both average the weights that get shipped: set one of them to 0")
 
 
 class Batch(Protocol):
@@ -77,6 +98,7 @@ class State:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     average: Average | None
+    lookahead: Lookahead | None = None
     step: int = 0
     sums: Tensor = field(default_factory=lambda: torch.zeros(3))
     """Of this epoch so far, on the device (float64 where it has it): loss x images, correct (by the likeliest label,
@@ -106,6 +128,8 @@ class Plan:
     device: torch.device
     precision: str = "float32"
     compile: bool = False
+    graphs: bool = False
+    """Launch a compiled pass as one CUDA graph, whose outputs live until the next."""
     micro_batch: int = 0
     """Images a forward pass; 0: as `train` says."""
     recompute: bool = False
@@ -115,6 +139,12 @@ class Plan:
     def steps(self) -> int:
         """Of the whole training."""
         return self.steps_per_epoch * self.train.epochs
+
+    @property
+    def settling(self) -> int:
+        """Batches after the last step, see `settle`: 10,000 images, with which running statistics are as good as they
+        get (PreciseBN in Wu & Johnson 2021 takes 10^3 to 10^4), or one epoch."""
+        return min(math.ceil(10_000 / self.train.batch_size), self.steps_per_epoch) if self.train.lookahead else 0
 
 
 class Watcher(Protocol):
@@ -139,11 +169,16 @@ def fit(
     """Train `state` from wherever it stands to the plan's end; returns why it stopped early, or None.
 
     `batches(epoch, first)` yields the batches of one epoch from its step `first` on. Raises UserError where a diverged
-    or too large a training cannot go on.
+    or too large a training cannot go on, or a too short one not begin.
     """
+    if plan.train.lookahead > plan.steps:  # the slow weights would never move
+        raise UserError(f"train.lookahead = {plan.train.lookahead}: the whole training has only {plan.steps:,} steps")
     start = state.step
     try:
-        return _epochs(state, plan, batches, keeper, watcher)
+        stopped = _epochs(state, plan, batches, keeper, watcher)
+        if state.lookahead and not stopped:
+            settle(state, plan, batches)
+        return stopped
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -159,8 +194,7 @@ def _epochs(
     state: State, plan: Plan, batches: Callable[[int, int], Iterator[Batch]], keeper: Keeper, watcher: Watcher
 ) -> str | None:
     fitted: list[int] = []  # images of the steps that were run carefully
-    # dynamic=False: an epoch's short last batch gets a graph of its own, and a resumed run the same ones
-    forward = torch.compile(state.model, dynamic=False) if plan.compile else state.model
+    forward = compiled(state.model, plan)
     while state.step < plan.steps:
         epoch, first = divmod(state.step, plan.steps_per_epoch)
         state.model.train()
@@ -188,6 +222,14 @@ def _epochs(
     return None
 
 
+def compiled(model: nn.Module, plan: Plan) -> Callable[[Tensor], Tensor]:
+    """The forward pass as the plan computes it."""
+    if not plan.compile:
+        return model
+    # dynamic=False: an epoch's short last batch gets a graph of its own, and a resumed run the same ones
+    return torch.compile(model, dynamic=False, mode="reduce-overhead" if plan.graphs else None)
+
+
 def training_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor]) -> None:
     """One optimizer step on one global batch."""
     _gradients(state, plan, batch, forward)
@@ -195,24 +237,48 @@ def training_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Ten
 
 
 def _gradients(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor]) -> None:
-    """Those of the batch's mean loss, through as many forward passes as `micro_batch` asks."""
+    """Those that the optimizer follows: of the batch's mean loss, or SAM's, clipped where asked."""
+    _backward(state, plan, batch, forward, state.sums)
+    if plan.train.sam:
+        with uphill(state.model, plan.train.sam):
+            _backward(state, plan, batch, forward, torch.zeros_like(state.sums))  # which nobody reads
+    if plan.train.clip_norm:
+        nn.utils.clip_grad_norm_(state.model.parameters(), plan.train.clip_norm)
+    if plan.train.clip_value:
+        nn.utils.clip_grad_value_(state.model.parameters(), plan.train.clip_value)
+
+
+def _backward(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor], sums: Tensor) -> None:
+    """The gradients of the batch's mean loss, through as many forward passes as `micro_batch` asks; adds to `sums`."""
     state.optimizer.zero_grad(set_to_none=True)
+    if plan.graphs and (plan.micro_batch or plan.train.micro_batch):
+        for parameter in state.model.parameters():  # or they would lie where a graph's next launch writes anew
+            parameter.grad = torch.zeros_like(parameter)
+    for images, labels in _pieces(state, plan, batch):
+        if plan.graphs:  # nothing of an earlier pass is needed any more, one that failed for want of memory included
+            torch.compiler.cudagraph_mark_step_begin()
+        with torch.autocast(plan.device.type, dtype=torch.bfloat16, enabled=plan.precision == "bfloat16"):
+            logits = forward(images)
+        loss = cross_entropy(logits, labels, plan.train.label_smoothing)
+        (loss * (len(labels) / len(batch.labels))).backward()
+        sums[0] += loss.detach() * len(labels)
+        sums[1] += (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
+        sums[2] += len(labels)
+
+
+def _pieces(state: State, plan: Plan, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels of a step's micro-batches; the network's layers know of each where and when it is."""
     key = seeding.key(plan.train.seed, "dropout", state.step)
     sizes = cuts(len(batch.labels), plan.micro_batch or plan.train.micro_batch)
     parts = zip(*(whole.split(sizes) for whole in (batch.images, batch.labels, batch.slots)), strict=True)
     for images, labels, slots in parts:
         for module in state.model.modules():
-            if place := getattr(module, "place", None):  # a layer that draws (dropout) is told where and when it is
-                place(key, slots)
-            if hasattr(module, "recompute"):
+            kind: Any = type(module)  # whose attributes are found ten times as fast as a module's
+            if hasattr(kind, "place"):  # a layer that draws (dropout)
+                kind.place(module, key, slots)
+            if hasattr(kind, "recompute"):
                 module.recompute = plan.recompute  # type: ignore[assignment]
-        with torch.autocast(plan.device.type, dtype=torch.bfloat16, enabled=plan.precision == "bfloat16"):
-            logits = forward(images)
-        loss = cross_entropy(logits, labels, plan.train.label_smoothing)
-        (loss * (len(labels) / len(batch.labels))).backward()
-        state.sums[0] += loss.detach() * len(labels)
-        state.sums[1] += (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
-        state.sums[2] += len(labels)
+        yield images, labels
 
 
 def _update(state: State, plan: Plan) -> None:
@@ -220,8 +286,22 @@ def _update(state: State, plan: Plan) -> None:
         group["lr"] = plan.rate(state.step)
     state.optimizer.step()
     state.step += 1
-    if state.average:
-        state.average.update(state.model, state.step)
+    for follower in (state.average, state.lookahead):
+        if follower:
+            follower.update(state.model, state.step)
+
+
+def settle(state: State, plan: Plan, batches: Callable[[int, int], Iterator[Batch]]) -> None:
+    """End a training with Lookahead: the slow weights become the network's, and its running statistics theirs.
+
+    Those are the plain mean over `plan.settling` batches (over their groups of `bn_group` images) of the epoch that
+    would come next, in full precision, as the network is judged. All of it is a function of the last checkpoint, so a
+    sitting that is killed here loses nothing, and the next one settles on the same bits.
+    """
+    assert state.lookahead
+    state.lookahead.hand_over(state.model)
+    ahead = islice(batches(plan.train.epochs, 0), plan.settling)
+    update_bn((images for batch in ahead for images, _ in _pieces(state, plan, batch)), state.model)
 
 
 # --- memory ------------------------------------------------------------------------------------------------

@@ -63,10 +63,13 @@ def build(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": config.weight_decay if config.decay_norms else 0.0},
     ]
+    fused = weights[0].is_cuda or None  # one kernel for the whole step; elsewhere, and for Adadelta, torch chooses
     match config:
         case SGD():
-            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+            momentum, nesterov = config.momentum, config.nesterov
+            return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=nesterov, fused=fused)
         case Adadelta():
             return torch.optim.Adadelta(groups, lr=config.lr, rho=config.rho, eps=config.eps)
         case AdamW():
-            return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+            betas = (config.beta1, config.beta2)
+            return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)

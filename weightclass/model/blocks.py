@@ -1,0 +1,58 @@
+"""Parts that more than one network is built of."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from weightclass.model.norm import still
+
+
+class Recomputed(nn.Module):
+    """A block that can trade time for memory; what it does to its input is `_compute`."""
+
+    recompute: bool = False
+    """In training, hold only the input for the backward pass and compute the rest again there: the same numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.recompute and self.training):
+            return self._compute(x)
+        # A compiled graph moves the running statistics once however often it computes, and takes no contexts.
+        contexts: dict[str, Any] = {"context_fn": lambda: (nullcontext(), still(self))}
+        contexts = {} if torch.compiler.is_compiling() else contexts
+        return checkpoint(self._compute, x, use_reentrant=False, preserve_rng_state=False, **contexts)
+
+    def _compute(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by what two small layers make of the means of all channels (Hu et al. 2018)."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        squeezed = max(channels // reduction, 1)
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, H, W] to the same shape."""
+        means = x.mean((2, 3), keepdim=True)
+        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(means))))
+
+
+class StridedPointwise(nn.Conv2d):
+    """A strided 1x1 convolution as a choice of pixels and a dense one: the same numbers.
+
+    oneDNN's own kernel writes beyond its workspace, and so crashes, where a vector holds more channels than there are
+    (channels last, backward, CPU; its issue 6035).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        down, right = self.stride
+        return F.conv2d(input[:, :, ::down, ::right], self.weight, self.bias)
