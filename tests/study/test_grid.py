@@ -1,0 +1,219 @@
+"""Every run of a study is done once, whoever shares the folder; what fails is reported and the study goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from weightclass import results, run
+from weightclass.errors import UserError
+from weightclass.files import run_lock
+from weightclass.study import grid, plan, sheet
+from weightclass.study.plan import Short
+from weightclass.study.sheet import Sheet
+
+ROOT = Path(__file__).parents[2]
+TEXT = """
+title = "Widths"
+about = "Digits, two widths."
+base = "quickstart"
+heading = "channels"
+seeds = [0, 1]
+set = ["train.epochs=2", "model.blocks=1,1", "data.subset=130", "machine.threads=1", "machine.precision=float32"]
+
+[[rows]]
+label = "narrow"
+set = ["model.channels=2,4"]
+published = 99.5
+source = "a paper"
+assumed = ["the rate"]
+
+[[rows]]
+label = "wide"
+set = ["model.channels=4,8"]
+note = "twice as wide"
+"""
+DIVERGES = """
+[[rows]]
+label = "diverges"
+set = ["model.channels=4,8", "model.norm=none", "optimizer.lr=100", "train.epochs=20"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than these runs, and have tests of their own."""
+    monkeypatch.setattr("weightclass.run.draw", lambda *_: None)
+    monkeypatch.setattr("weightclass.study.figure.save", lambda *_: [])
+    monkeypatch.setattr("weightclass.study.grid.POLL", 0.05)
+
+
+def written(tmp_path: Path, text: str = TEXT) -> str:
+    path = tmp_path / "widths.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def study(tmp_path: Path, text: str = TEXT, *settings: str, **how: object) -> Sheet:
+    ((told, _),), stopped = grid.run_studies([written(tmp_path, text)], *settings, out=tmp_path, quiet=True, **how)  # type: ignore[arg-type]
+    assert stopped is None
+    return told
+
+
+def finished(out: Path) -> list[Path]:
+    return sorted(path.parent for path in out.glob("*/result.json"))
+
+
+def test_a_study_trains_every_row_with_every_seed_and_tells_what_they_came_to(tmp_path: Path) -> None:
+    told = study(tmp_path)
+    assert (told.name, told.stem, told.pilot, told.split, told.compare) == ("widths", "widths", "", "test", 0)
+    narrow, wide = told.lines
+    assert (narrow.published, narrow.source, narrow.assumed, wide.note) == (
+        99.5,
+        "a paper",
+        ("the rate",),
+        "twice as wide",
+    )
+    assert (narrow.recipe, narrow.settings, narrow.over_budget) == ("quickstart", ("model.channels=2,4",), False)
+    for line in told.lines:
+        assert [each.seed for each in line.runs] == [each.seed for each in line.results] == [0, 1]
+        for each in line.runs:
+            assert each.result == results.read(tmp_path / each.folder)
+            assert [record["epoch"] for record in each.curve] == [1, 2]
+            assert {"test_accuracy", "test_loss", "train_loss"} <= each.curve[0].keys()
+            assert each.result and line.params == each.result.params
+    assert sheet.read(tmp_path / "studies" / "widths") == told
+
+
+def test_what_is_finished_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = study(tmp_path)
+    monkeypatch.setattr("weightclass.run.carry_out", None)
+    assert study(tmp_path) == first
+
+
+def test_equal_settings_are_one_run(tmp_path: Path) -> None:
+    told = study(tmp_path, TEXT + '\n[[rows]]\nlabel = "as wide"\nset = ["model.channels=4,8"]\n', seeds=(5,))
+    assert len(finished(tmp_path)) == 2
+    assert told.lines[1].runs == told.lines[2].runs
+
+
+def test_a_pilot_says_so_in_its_names_and_keeps_off_the_test_set(tmp_path: Path) -> None:
+    told = study(tmp_path, TEXT, "train.ema=0", short=Short(epochs=1), seeds=(0,))
+    assert told.command.endswith("widths.toml train.ema=0 --epochs 1 --seeds 0")
+    assert (told.pilot, told.stem, told.split) == ("1 epochs, train.ema=0", "widths-PILOT", "validation")
+    (folder,) = (tmp_path / "studies").iterdir()
+    assert "PILOT" in folder.name and (folder / "widths-PILOT.md").exists()
+    assert all(result.test_readings == 0 for line in told.lines for result in line.results)
+    assert not study(tmp_path, TEXT, "machine.threads=1", seeds=(0,)).pilot
+
+
+def test_a_failed_run_is_tried_twice_and_the_study_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = study(tmp_path, TEXT + DIVERGES, seeds=(0,))
+    narrow, wide, diverges = told.lines
+    assert len(narrow.results) == len(wide.results) == 1 and not diverges.results
+    assert diverges.runs[0].failure.startswith("the loss is no longer a number at step")
+    said = capsys.readouterr().out
+    assert "diverges, seed 0: failed, to be tried again after the others: " in said
+    assert "diverges, seed 0: failed 2 times (remove " in said
+    failure = tmp_path / diverges.runs[0].folder / grid.FAILED
+    assert json.loads(failure.read_bytes())["tries"] == 2
+    study(tmp_path, TEXT + DIVERGES, seeds=(0,))  # again: it is left alone
+    assert json.loads(failure.read_bytes())["tries"] == 2
+
+
+def test_a_failure_that_was_luck_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    carry_out, calls = run.carry_out, []
+
+    def unlucky(*args: object) -> run.Outcome:
+        calls.append(args)
+        if len(calls) == 1:
+            raise MemoryError("a bad moment")
+        return carry_out(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("weightclass.run.carry_out", unlucky)
+    told = study(tmp_path, seeds=(0,))
+    assert all(len(line.results) == 1 and not line.runs[0].failure for line in told.lines)
+
+
+def test_a_time_limit_stops_the_study_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    name = written(tmp_path)
+    ((told, _),), stopped = grid.run_studies([name], out=tmp_path, quiet=True, time_limit=0.0)
+    assert stopped == "time limit" and not any(line.results for line in told.lines)
+    assert all(len(line.results) == 2 for line in study(tmp_path).lines)
+
+
+def test_a_run_that_another_holds_is_left_to_it_and_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells, done = plan.cells(plan.load(written(tmp_path)), [0]), []
+    with ExitStack() as other:
+        other.enter_context(run_lock(grid.folder_of(cells[0], tmp_path)))
+
+        def sleep(_: float) -> None:
+            done.append(len(finished(tmp_path)))
+            other.close()
+
+        monkeypatch.setattr("weightclass.study.grid.time.sleep", sleep)
+        told = study(tmp_path, seeds=(0,))
+    assert done == [1]  # it waited only when all else was done
+    assert [len(line.results) for line in told.lines] == [1, 1]
+
+
+@pytest.mark.slow
+def test_two_jobs_share_the_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    told = study(tmp_path, jobs=2)
+    assert all(len(line.results) == 2 for line in told.lines)
+    said = re.findall(r"(?m)^\[\d/4\] ", capfd.readouterr().out)
+    assert len(said) == len(finished(tmp_path)) == 4  # each trained once
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+@pytest.mark.slow
+def test_two_processes_one_of_them_killed(tmp_path: Path) -> None:
+    """The one that is left does the dead one's rows, from its checkpoints, and the bits are the same."""
+    text = TEXT.replace("train.epochs=2", "train.epochs=12")
+    name = written(tmp_path, text)
+
+    def start(out: Path, log: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "weightclass", "study", name, "train.checkpoint_seconds=0.05", "--quiet"]
+        with (tmp_path / log).open("wb") as file:
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            return subprocess.Popen([*command, "--out", str(out)], cwd=ROOT, env=environment, stdout=file)
+
+    one, other = start(tmp_path / "shared", "one.log"), start(tmp_path / "shared", "other.log")
+    while not any(
+        path.name == ".lock.pid" and path.read_text().strip() == str(one.pid)
+        for path in tmp_path.glob("shared/*/.lock.pid")
+    ):
+        time.sleep(0.01)
+        assert one.poll() is None
+    while not list(tmp_path.glob("shared/*/checkpoint/*.safetensors")):
+        time.sleep(0.01)
+    one.send_signal(signal.SIGKILL)
+    one.wait()
+    assert other.wait(timeout=300) == 0
+    alone = start(tmp_path / "alone", "alone.log")
+    assert alone.wait(timeout=300) == 0
+    assert [path.name for path in finished(tmp_path / "shared")] == [path.name for path in finished(tmp_path / "alone")]
+    assert len(finished(tmp_path / "shared")) == 4
+    for folder in finished(tmp_path / "alone"):
+        assert (folder / "model.safetensors").read_bytes() == (
+            tmp_path / "shared" / folder.name / "model.safetensors"
+        ).read_bytes()
+    logs = (tmp_path / "one.log").read_text() + (tmp_path / "other.log").read_text()
+    assert len(re.findall(r"(?m)^\[\d/4\] ", logs)) == 4  # every run was done once
+
+
+def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"row 'narrow': recipe quickstart: unknown key train\.epoch"):
+        grid.run_studies([written(tmp_path)], "train.epoch=3", out=tmp_path)
+    assert not (tmp_path / "studies").exists()

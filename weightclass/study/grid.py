@@ -1,0 +1,237 @@
+"""Running studies: every run once, by however many processes, on however many machines, share the folder of runs.
+
+A run's own lock is the only agreement between them. Whoever finds it held goes on to the next run, and comes back: to
+skip a run that was finished meanwhile, or to go on with one whose process died.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shlex
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from weightclass import device, recipe, results, run
+from weightclass.data import sources
+from weightclass.data.sources import Data
+from weightclass.errors import UserError
+from weightclass.files import Busy, atomic_write, held, read_jsonl, safe_name
+from weightclass.runlog import console, human_seconds
+from weightclass.stopping import Stopper
+from weightclass.study import figure, plan, sheet, table
+from weightclass.study.plan import FULL, Cell, Short, Study
+from weightclass.study.sheet import Line, Run, Sheet
+
+POLL = 5.0
+"""Seconds between two looks at runs that other processes hold."""
+TRIES = 2
+FAILED = "failed.json"
+UNMARKED = ("machine.", "track.", "data.path=", "data.validation=", "train.checkpoint_seconds=")
+"""Settings that leave a study what it is; all others are named in its tables."""
+
+
+class Failure(msgspec.Struct):
+    """`failed.json` in a run's folder, until it succeeds."""
+
+    tries: int = 0
+    why: str = ""
+
+
+def run_studies(
+    names: Sequence[str],
+    *settings: str,
+    out: str | Path = "runs",
+    seeds: Sequence[int] = (),
+    short: Short = FULL,
+    jobs: int = 1,
+    time_limit: float | None = None,
+    quiet: bool = False,
+) -> tuple[list[tuple[Sheet, Path]], str | None]:
+    """Train what the studies called `names` still lack, then write their tables and figures below `out`/studies.
+
+    `settings` go to every run, `seeds` replace the studies' own, `short` makes pilots of them, `jobs` processes share
+    the cores. Returns each sheet with its folder, and why it stopped before all was done, if so. Raises UserError.
+    """
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    if jobs > 1:
+        settings = (f"machine.threads={max(1, device.cores() // jobs)}", *settings)
+    studies = {name: plan.load(name) for name in names}
+    cells = {name: plan.cells(study, seeds or study.seeds, short, settings) for name, study in studies.items()}
+    todo: dict[Path, Cell] = {}
+    for cell in (cell for several in cells.values() for cell in several):
+        todo.setdefault(folder_of(cell, out), cell)  # equal settings are one run
+    stopped = _together(todo, out, deadline, quiet, jobs) if jobs > 1 else work(todo, out, deadline, quiet)
+    marks = ", ".join([*short.parts(), *(text for text in settings if not text.startswith(UNMARKED))])
+    flags = [*settings, *short.flags(), *(["--seeds", ",".join(map(str, seeds))] if seeds else [])]
+    sheets = {name: gather(name, study, cells[name], out, marks, flags) for name, study in studies.items()}
+    return [(told, _write(told, out)) for told in sheets.values()], stopped
+
+
+def folder_of(cell: Cell, out: str | Path) -> Path:
+    """Where a run lies; its data is read once to know."""
+    return run.folder_of(cell.named, recipe.fingerprint(cell.named.recipe, _digest(cell.named.recipe.data)), out)  # type: ignore[arg-type]
+
+
+@cache
+def _digest(data: Data) -> str:
+    return sources.load(data).digest()
+
+
+# --- the work ----------------------------------------------------------------------------------------------
+
+
+def work(todo: dict[Path, Cell], out: str | Path, deadline: float | None, quiet: bool) -> str | None:
+    """Train, one after another, what nobody has; returns why it stopped early, or None when all is finished.
+
+    A run that fails is tried once more after the others, and then left, with its reason in `failed.json`.
+    """
+    queue, busy = deque(todo), 0
+    while queue:
+        folder = queue.popleft()
+        if _settled(folder, todo[folder]):
+            continue
+        if deadline is not None and time.monotonic() >= deadline:
+            return "time limit"
+        try:
+            if held(folder):
+                raise Busy
+            outcome = run.carry_out(todo[folder].named, out, deadline, quiet)
+        except Busy:
+            queue.append(folder)
+            busy += 1
+            if busy >= len(queue):  # nothing else is left to do
+                time.sleep(POLL if deadline is None else min(POLL, max(deadline - time.monotonic(), 0)))
+        except Exception as error:  # one run's trouble is no reason to lose the others
+            _note_failure(folder, todo[folder], error)
+            queue.append(folder)
+        else:
+            busy = 0
+            if outcome.stopped:
+                return outcome.stopped
+            _finished(folder, outcome, todo)
+    return None
+
+
+def _settled(folder: Path, cell: Cell) -> bool:
+    """Whether there is nothing to do, or nothing to be done."""
+    if (folder / results.FILE_NAME).exists():
+        return True
+    failure = read_failure(folder)
+    if failure.tries >= TRIES:
+        _say(f"{_title(cell)}: failed {failure.tries} times (remove {folder / FAILED} to try again): {failure.why}")
+    return failure.tries >= TRIES
+
+
+def _together(todo: dict[Path, Cell], out: str | Path, deadline: float | None, quiet: bool, jobs: int) -> str | None:
+    """`work` in several processes; where one of them is killed, the others do its runs."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=work, args=(todo, out, deadline, True)) for _ in range(jobs)]
+    with Stopper(deadline) as stopper:  # Ctrl-C reaches the workers too, who save and end
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return stopper.reason()
+
+
+def _finished(folder: Path, outcome: run.Outcome, todo: dict[Path, Cell]) -> None:
+    (folder / FAILED).unlink(missing_ok=True)
+    result = outcome.result
+    if result and outcome.fresh:
+        done = sum((each / results.FILE_NAME).exists() for each in todo)
+        told = f"{result.split} {result.scorecard.accuracy:.2%}, {human_seconds(result.seconds)}"
+        _say(f"[{done}/{len(todo)}] {_title(todo[folder])}: {told}")
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.row.label}, seed {cell.seed}"
+
+
+def _say(text: str) -> None:
+    out = console()
+    out.print(text, markup=False)
+    out.file.flush()
+
+
+def read_failure(folder: Path) -> Failure:
+    """How often the run in `folder` has failed, and why the last time."""
+    try:
+        return msgspec.json.decode((folder / FAILED).read_bytes(), type=Failure)
+    except (OSError, msgspec.DecodeError):
+        return Failure()
+
+
+def _note_failure(folder: Path, cell: Cell, error: Exception) -> None:
+    lines = str(error).splitlines() or [""]
+    why = lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
+    tries = read_failure(folder).tries + 1
+    atomic_write(folder / FAILED, msgspec.json.encode(Failure(tries, why)))
+    if tries < TRIES:
+        _say(f"{_title(cell)}: failed, to be tried again after the others: {why}")
+
+
+# --- what it came to ---------------------------------------------------------------------------------------
+
+
+def gather(
+    name: str, study: Study, cells: Sequence[Cell], out: str | Path, pilot: str = "", flags: Sequence[str] = ()
+) -> Sheet:
+    """The sheet of a study, with whatever its runs have come to so far."""
+    labels = [row.label for row in study.rows]
+    lines = []
+    for row in study.rows:
+        mine = [cell for cell in cells if cell.row is row]
+        lines.append(
+            Line(
+                label=row.label,
+                recipe=mine[0].named.name,
+                settings=row.set,
+                published=row.published,
+                source=row.source,
+                assumed=row.assumed,
+                note=row.note,
+                params=mine[0].weights.params,
+                macs=mine[0].weights.macs,
+                over_budget=plan.over_budget(study, mine[0]),
+                runs=tuple(_run(cell, folder_of(cell, out)) for cell in mine),
+            )
+        )
+    return Sheet(
+        name=safe_name(Path(name).stem),
+        command=shlex.join(["weightclass", "study", name, *flags]),
+        title=study.title,
+        about=study.about,
+        heading=study.heading,
+        budget=study.budget,
+        pilot=pilot,
+        compare=labels.index(study.compare) if study.compare else 0,
+        accuracy_figure=study.accuracy_figure,
+        loss_figure=study.loss_figure,
+        lines=tuple(lines),
+    )
+
+
+def _run(cell: Cell, folder: Path) -> Run:
+    return Run(
+        seed=cell.seed,
+        command=recipe.reproduce(cell.named),
+        folder=folder.name,
+        result=results.read(folder),
+        curve=tuple(read_jsonl(folder / "metrics.jsonl")),
+        failure=read_failure(folder).why,
+    )
+
+
+def _write(told: Sheet, out: str | Path) -> Path:
+    """Sheet, tables and figures of a study into its folder."""
+    marks = f"{told.stem} {told.pilot}".strip()
+    folder = Path(out) / "studies" / safe_name(marks)
+    sheet.write(told, folder)
+    table.save(told, folder)
+    figure.save(told, folder)
+    return folder
