@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from weightclass.model import resnet
+from weightclass.model import networks
 from weightclass.model.resnet import ResNetConfig
 from weightclass.training import optim
 from weightclass.training.averaging import Average
@@ -31,7 +31,7 @@ NETWORKS = (
 
 def trained(config: ResNetConfig) -> State:
     """A state as after a step: the momentum of every weight is there."""
-    model = resnet.build(config, (3, 32, 32), 10, seed=0).to(memory_format=torch.channels_last)
+    model = networks.build(config, (3, 32, 32), 10, seed=0).to(memory_format=torch.channels_last)
     state = State(model, optim.build(optim.SGD(nesterov=True), model), Average(model, 0.995))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

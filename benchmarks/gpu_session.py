@@ -1,15 +1,16 @@
-"""A short visit to a machine with a GPU, stage by stage: check it, profile training, train, bring the weights home.
+"""A short visit to a machine with a GPU, stage by stage: check it, profile training, train, bring it all home.
 
     python benchmarks/gpu_session.py smoke
-    python benchmarks/gpu_session.py profile [table.key=value ...] --data DIR --out DIR [--time-limit 9m]
-    python benchmarks/gpu_session.py train RECIPE [table.key=value ...] --data DIR --out DIR [--from DIR]
+    python benchmarks/gpu_session.py profile [table.key=value ...] --out DIR [--time-limit 3m]
+    python benchmarks/gpu_session.py queue ["RECIPE table.key=value ..." ...] --data DIR --out DIR [--from DIR]
     python benchmarks/gpu_session.py restore DIR --runs DIR
 
 smoke prints the versions found and trains 20 steps. profile prints, and writes as profile.json, images/s, TFLOP/s
-(6 x MACs x img/s), augmentation's share and peak memory of recipe paper-97 by batch, precision and compilation. train
-stops a minute before the limit and leaves in --out at most 8 files below 16 MiB: weights-fp16.safetensors (itself a
-model file where the run has finished), result.json, metrics.jsonl, and of an unfinished run all that it needs to go
-on, in parts; restore, or train's --from, joins them again. docs/gpu.md tells the sequence.
+(6 x MACs x img/s), the host's part of a step, augmentation's share and peak memory of recipe paper-97 by batch,
+precision, compilation and padding. queue trains one recipe after another, each from where it stands, stops a minute
+before the limit and leaves in --out at most 5 files, none above 16 MiB: results.tar.gz with every run's small files,
+and the float16 weights of what has finished, and all that an unfinished run needs to go on, in parts. restore, or
+queue's --from, puts them below a runs folder again. docs/gpu.md tells the sequence.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import itertools
 import json
 import os
 import re
-import shutil
+import shlex
 import sys
 import tarfile
 import tempfile
@@ -42,33 +43,52 @@ WORK = Path(tempfile.gettempdir()) / "weightclass-gpu"
 """Runs and compiled kernels stay here between the commands of one visit."""
 
 MIB = 2**20
-PART = 16 * MIB - 1
-MOST_FILES = 8
+PART, ROOM = 16 * MIB - 1, 63 * MIB
 RESERVE = 60.0
 """Seconds of a command's limit kept back for scoring, copying and the end of the process."""
+BEGIN = 60.0
+"""Seconds that must be left for a run to be begun or gone on with, for it may have to compile first."""
+SMALL = ("result.json", "metrics.jsonl", "environment.json", "recipe.toml", "test_readings.jsonl", "left_out.txt")
+HALF = "weights-fp16.safetensors"
 
-# --- bringing a run home, and back -------------------------------------------------------------------------
+PAPER = (
+    *("paper-97", "paper-97 train.seed=1", "table5-row9", "table5-row4", "table5-row2", "table5-row8", "resnet18-97"),
+    *("table3-row2", "table5-row3", "table5-row5", "table5-row6", "table5-row7"),  # Tables 4, 3 and 2
+    *("table1-auto-flip-crop", "table1-flip-crop"),
+)
+
+# --- bringing runs home, and back --------------------------------------------------------------------------
 
 
-def bring_back(folder: Path, out: Path, part: int = PART) -> list[Path]:
-    """Copy what matters of a run folder to `out`, no file larger than `part` bytes. Raises UserError for too many."""
-    from weightclass.errors import UserError
-    from weightclass.results import FILE_NAME
-
+def bring_home(folders: list[Path], moved: list[Path], out: Path, part: int = PART, room: int = ROOM) -> list[Path]:
+    """Copy to `out` the small files of run folders as one file and, in parts of `part` bytes, as far as `room` bytes
+    go, of those that `moved`: the weights of a finished run, the newest checkpoint of another one (its weights, where
+    that is too large). Says what stays behind."""
     out.mkdir(parents=True, exist_ok=True)
-    write_half(folder, out / "weights-fp16.safetensors")
-    for name in (FILE_NAME, "metrics.jsonl", "environment.json"):
-        if (folder / name).exists():
-            shutil.copy(folder / name, out / name)
-    if not (folder / FILE_NAME).exists():
-        split(packed(folder), out, part)
-    files = sorted(out.iterdir())
-    large = [path.name for path in files if path.stat().st_size > part]
-    if large or len(files) > MOST_FILES:
-        raise UserError(
-            f"{out}: {len(files)} files, too large: {large or 'none'}; {MOST_FILES} of {part:,} bytes come back"
-        )
-    return files
+    small = [folder / name for folder in folders for name in SMALL if (folder / name).exists()]
+    (out / "results.tar.gz").write_bytes(tarred(small, "w:gz"))
+    cargo: list[Path] = []
+    for folder in moved:
+        finished = (folder / "result.json").exists()
+        for choose in (half,) if finished else (newest_checkpoint, half):
+            path = choose(folder)
+            if path.stat().st_size + MIB < room - sum(other.stat().st_size for other in cargo):
+                cargo.append(path)
+                break
+            print(f"stays here, for {room / MIB:.0f} MiB come home: {path} ({path.stat().st_size / MIB:.0f} MiB)")
+    if cargo:
+        split(tarred(cargo, "w"), out, part)
+    return sorted(out.iterdir())
+
+
+def tarred(files: list[Path], mode: str) -> bytes:
+    """A tar of files of run folders, below those folders' own names."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as tar:  # type: ignore[call-overload]
+        for path in files:
+            inside = path.parent.name == "checkpoint"
+            tar.add(path, Path(*path.parts[-3 if inside else -2 :]).as_posix())
+    return stream.getvalue()
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -81,8 +101,8 @@ def newest_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
-def write_half(folder: Path, path: Path) -> None:
-    """The run's weights, averaged where it averages, float16 but for norms and biases; the header is kept."""
+def half(folder: Path) -> Path:
+    """Write the run's weights, averaged where it averages, float16 but for norms and biases; the header is kept."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -95,7 +115,21 @@ def write_half(folder: Path, path: Path) -> None:
     if not finished:
         prefix = "average/" if any(name.startswith("average/") for name in tensors) else "model/"
         tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    save_file({name: halved(tensor) for name, tensor in tensors.items()}, path, header)
+        tensors = without_padding(tensors, folder)
+    save_file({name: halved(tensor) for name, tensor in tensors.items()}, folder / HALF, header)
+    return folder / HALF
+
+
+def without_padding(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors in the shapes of the recipe's network."""
+    from weightclass import recipe
+    from weightclass.data import sources
+    from weightclass.model import networks, padding
+
+    named = recipe.load(str(folder / "recipe.toml")).recipe
+    found = sources.find(named.data)
+    like = networks.build(named.model, found.image_shape, found.classes).state_dict()
+    return {name: padding.corner(tensor, tuple(like[name].shape)) for name, tensor in tensors.items()}
 
 
 def halved(tensor: Tensor) -> Tensor:
@@ -103,69 +137,81 @@ def halved(tensor: Tensor) -> Tensor:
     return tensor.half() if tensor.ndim > 1 and tensor.is_floating_point() else tensor
 
 
-def packed(folder: Path) -> bytes:
-    """A tar of the newest checkpoint and the small files that a run needs to go on, below the folder's own name."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for path in (
-            *(folder / n for n in ("recipe.toml", "environment.json", "metrics.jsonl")),
-            newest_checkpoint(folder),
-        ):
-            if path.exists():
-                tar.add(path, f"{folder.name}/{path.relative_to(folder).as_posix()}")
-    return stream.getvalue()
-
-
 def split(payload: bytes, out: Path, part: int = PART) -> None:
-    """Write `payload` as run-HASH.tar.1-of-N ..., HASH being the head of its SHA-256."""
+    """Write `payload` as runs-HASH.tar.1-of-N ..., HASH being the head of its SHA-256."""
     pieces = [payload[start : start + part] for start in range(0, len(payload), part)]
     digest = hashlib.sha256(payload).hexdigest()[:16]
     for number, piece in enumerate(pieces, start=1):
-        (out / f"run-{digest}.tar.{number}-of-{len(pieces)}").write_bytes(piece)
+        (out / f"runs-{digest}.tar.{number}-of-{len(pieces)}").write_bytes(piece)
 
 
-def restore(parts: Path, runs: Path) -> Path:
-    """Join the parts in a folder and unpack the run folder below `runs`; returns it. UserError where one is lost."""
+def restore(home: Path, runs: Path) -> list[str]:
+    """Put what `bring_home` left in `home` below `runs`; returns the folders' names. UserError where a part is lost."""
+    payloads = [path.read_bytes() for path in home.glob("results.tar.gz")]
+    names: set[str] = set()
+    for payload in (*payloads, *joined(home, needed=not payloads)):
+        with tarfile.open(fileobj=io.BytesIO(payload)) as tar:
+            for member in tar:  # by hand: extractall's filter came with Python 3.11.4
+                target = (runs / member.name).resolve()
+                if member.isfile() and target.is_relative_to(runs.resolve()):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
+                    names.add(member.name.partition("/")[0])
+    return sorted(names)
+
+
+def joined(home: Path, needed: bool) -> list[bytes]:
+    """The tar that the parts in a folder make up; none where there is none of them."""
     from weightclass.errors import UserError
 
     named = [
-        (path, re.fullmatch(r"run-([0-9a-f]{16})\.tar\.(\d+)-of-(\d+)", path.name)) for path in parts.glob("run-*")
+        (path, re.fullmatch(r"runs-([0-9a-f]{16})\.tar\.(\d+)-of-(\d+)", path.name)) for path in home.glob("runs-*")
     ]
     found = {int(match[2]): (path, match[1], int(match[3])) for path, match in named if match}
+    if not found and not needed:
+        return []
     if not found or set(found) != set(range(1, next(iter(found.values()))[2] + 1)):
-        raise UserError(f"{parts}: holds parts {sorted(found)} of a run, not all of them: fetch the rest")
+        raise UserError(f"{home}: holds parts {sorted(found)} of what came home, not all of them: fetch the rest")
     payload = b"".join(found[number][0].read_bytes() for number in sorted(found))
     if {digest for _, digest, _ in found.values()} != {hashlib.sha256(payload).hexdigest()[:16]}:
-        raise UserError(f"{parts}: the parts do not make up the file they were cut from: fetch them anew")
-    runs.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(payload)) as tar:
-        name = tar.getnames()[0].partition("/")[0]
-        for member in tar:  # by hand: extractall's filter came with Python 3.11.4
-            target = (runs / member.name).resolve()
-            if member.isfile() and target.is_relative_to((runs / name).resolve()):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
-    return runs / name
+        raise UserError(f"{home}: the parts do not make up the file they were cut from: fetch them anew")
+    return [payload]
 
 
-# --- train -------------------------------------------------------------------------------------------------
+# --- queue -------------------------------------------------------------------------------------------------
 
 
-def train(args: argparse.Namespace) -> None:
-    """Start, or go on with, a run in the temporary folder; then bring it back."""
+def queue(args: argparse.Namespace) -> None:
+    """Train recipe after recipe below the temporary folder until the time is up; then bring all of it home."""
     from weightclass import run
     from weightclass.config import parse_duration
-    from weightclass.errors import UserError
 
     runs = args.work / "runs"
-    if args.shards:
-        print(f"restored {restore(args.shards, runs)}")
-    left = parse_duration(args.time_limit) - RESERVE - (time.monotonic() - STARTED)
-    if left <= 0:
-        raise UserError(f"--time-limit {args.time_limit}: nothing is left of it, {RESERVE:g} s are kept for the end")
-    outcome = run.train(args.recipe, *args.overrides, *on(args.device), out=runs, time_limit=left)
-    for path in bring_back(outcome.folder, args.out):
+    if args.home:
+        print("restored", *restore(args.home, runs))
+    deadline = STARTED + parse_duration(args.time_limit) - RESERVE
+    outcomes: list[run.Outcome] = []
+    for item in args.items or PAPER:
+        left = deadline - time.monotonic()
+        if left < BEGIN or (outcomes and outcomes[-1].stopped):
+            print(f"not begun, {max(left, 0):.0f} s being left: {item}")
+            continue
+        name, *overrides = shlex.split(item)
+        try:
+            outcomes.append(run.train(name, *args.every, *overrides, *on(args.device), out=runs, time_limit=left))
+        except Exception as error:  # the others still count
+            print(f"failed: {item}: {type(error).__name__}: {error}")
+        gc.collect()
+        free()
+    moved = [outcome.folder for outcome in outcomes if outcome.fresh or outcome.stopped]
+    for path in bring_home([outcome.folder for outcome in outcomes], moved, args.out):
         print(f"{path.stat().st_size:>12,}  {path}")
+
+
+def free() -> None:
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def on(device: str) -> list[str]:
@@ -183,6 +229,7 @@ class Setting:
     batch: int
     precision: str
     compile: str
+    pad: str
 
 
 def profile(args: argparse.Namespace) -> None:
@@ -193,8 +240,7 @@ def profile(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     splits = load_splits(args.data)
     results: list[dict[str, Any]] = []
-    for compile_, precision, batch in itertools.product(args.compile, args.precisions, args.batches):
-        setting = Setting(batch, precision, compile_)
+    for setting in itertools.starmap(Setting, itertools.product(args.batches, args.precisions, args.compile, args.pad)):
         if time.monotonic() > deadline:
             print(f"no time is left for {setting}")
             continue
@@ -208,9 +254,7 @@ def profile(args: argparse.Namespace) -> None:
             json.dumps(facts() | {"results": results}, indent=2) + "\n", encoding="utf-8"
         )
         gc.collect()
-        torch.compiler.reset()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free()
     show(results)
 
 
@@ -243,12 +287,12 @@ def load_splits(data: Path | None) -> Any:
 def measure(setting: Setting, splits: Any, args: argparse.Namespace, detail: Path | None) -> dict[str, Any]:
     """The numbers of one setting: a real run's own parts, timed for about `args.seconds`."""
     from weightclass import device
-    from weightclass.training.loop import training_step
+    from weightclass.training.loop import compiled, training_step
 
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(setting, splits, args, Path(folder))
         batches = endless(run.batches)
-        forward = torch.compile(run.state.model) if run.plan.compile else run.state.model
+        forward = compiled(run.state.model, run.plan)
         run.state.model.train()
 
         def step() -> None:
@@ -258,6 +302,7 @@ def measure(setting: Setting, splits: Any, args: argparse.Namespace, detail: Pat
             torch.cuda.reset_peak_memory_stats()
         warm_up = timed(step, 1) + timed(step, 4) * 4  # compiles, lets cuDNN choose its algorithms
         steps = max(2, int(args.seconds / timed(step, 2)))
+        host = min(issued(step) for _ in range(5))
         seconds = timed(step, steps)
         alone = timed(lambda: next(batches), steps)
         if detail:
@@ -269,6 +314,7 @@ def measure(setting: Setting, splits: Any, args: argparse.Namespace, detail: Pat
             "warm_up_seconds": round(warm_up, 1),
             "images_per_second": round(speed, 1),
             "tflops": round(6 * run.weights.macs * speed / 1e12, 3),
+            "host_milliseconds": round(1000 * host, 2),
             "augmentation": round(alone / seconds, 4),
             "peak_memory": device.peak_memory(run.device),
         }
@@ -286,10 +332,10 @@ def open_run(setting: Setting, splits: Any, args: argparse.Namespace, folder: Pa
         f"train.batch_size={setting.batch}",
         f"machine.precision={setting.precision}",
         f"machine.compile={setting.compile}",
+        f"machine.pad={setting.pad}",
         "train.drop_last=true",  # a smaller batch would be compiled anew
     )
-    own = folder / f"{setting.batch}-{setting.precision}-{setting.compile}"  # a folder keeps its first decisions
-    return Session(named, recipe.weigh(named.recipe), splits, own, quiet=True)
+    return Session(named, recipe.weigh(named.recipe), splits, folder, quiet=True)
 
 
 def endless(batches: Callable[[int, int], Iterator[Any]]) -> Iterator[Any]:
@@ -305,6 +351,15 @@ def timed(work: Callable[[], Any], times: int) -> float:
         work()
     wait()
     return (time.perf_counter() - start) / times
+
+
+def issued(work: Callable[[], Any]) -> float:
+    """Seconds until a call returns to the host, the device idle before it: where that is longer than the device's own
+    work, the device waits."""
+    wait()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def wait() -> None:
@@ -331,22 +386,24 @@ def show(results: list[dict[str, Any]]) -> None:
     from weightclass.runlog import console, human_bytes
 
     grid = Table(box=box.MARKDOWN, title="paper-97, training", title_justify="left")
-    for column in ("batch", "precision", "compiled", "img/s", "TFLOP/s", "augmentation", "peak memory", "warm-up"):
+    numbers = ("img/s", "TFLOP/s", "host", "augmentation", "peak memory", "warm-up")
+    for column in ("batch", "precision", "compiled", "padded", *numbers):
         grid.add_column(column)
     for row in results:
-        how = (str(row["batch"]), row["precision"], row["compile"])
+        how = (str(row["batch"]), row["precision"], row["compile"], row["pad"])
         if "error" in row:
             grid.add_row(*how, row["error"])
             continue
-        numbers = (f"{row['images_per_second']:,.0f}", f"{row['tflops']:.2f}", f"{row['augmentation']:.1%}")
-        grid.add_row(*how, *numbers, human_bytes(row["peak_memory"]), f"{row['warm_up_seconds']:.0f} s")
+        speed = (f"{row['images_per_second']:,.0f}", f"{row['tflops']:.2f}", f"{row['host_milliseconds']:.1f} ms")
+        rest = (f"{row['augmentation']:.1%}", human_bytes(row["peak_memory"]), f"{row['warm_up_seconds']:.0f} s")
+        grid.add_row(*how, *speed, *rest)
     console().print(grid)
 
 
 # --- smoke -------------------------------------------------------------------------------------------------
 
-NEEDED = ("torch", "numpy", "safetensors", "msgspec", "tomli-w", "click", "filelock", "rich", "pooch", "matplotlib")
-NEEDED += ("scikit-learn",)
+NEEDED = ("torch", "numpy", "safetensors", "msgspec", "tomli-w", "click", "filelock", "rich", "matplotlib")
+NEEDED += ("scikit-learn", "scipy", "pillow")
 
 
 def smoke(args: argparse.Namespace) -> None:
@@ -358,7 +415,7 @@ def smoke(args: argparse.Namespace) -> None:
             print(f"{name:>14} missing")
     print(f"{'CUDA':>14} {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no device'}")
     run = importlib.import_module("weightclass.run")
-    twenty = ("train.epochs=1", "train.batch_size=71", "train.drop_last=true")  # 1,437 images
+    twenty = ("train.epochs=1", "train.batch_size=71", "train.drop_last=true", "machine.compile=off")  # 1,437 images
     with tempfile.TemporaryDirectory() as folder:
         run.train("quickstart", *twenty, *on(args.device), out=folder)
 
@@ -381,24 +438,25 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("overrides", nargs="*", metavar="table.key=value")
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--time-limit", default="9m")
-    one.add_argument("--seconds", type=float, default=5.0, help="timed in each setting, besides its warm-up")
-    one.add_argument("--batches", type=int, nargs="+", default=[128, 512, 1024])
-    one.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"], choices=("bfloat16", "float32"))
-    one.add_argument("--compile", nargs="+", default=["off", "on"], choices=("on", "off"))
+    one.add_argument("--seconds", type=float, default=3.0, help="timed in each setting, besides its warm-up")
+    one.add_argument("--batches", type=int, nargs="+", default=[128])
+    one.add_argument("--precisions", nargs="+", default=["bfloat16"], choices=("bfloat16", "float32"))
+    one.add_argument("--compile", nargs="+", default=["on", "graphs", "off"], choices=("on", "graphs", "off"))
+    one.add_argument("--pad", nargs="+", default=["on", "off"], choices=("on", "off"))
     one.set_defaults(stage=profile)
 
-    one = stages.add_parser("train", parents=[common])
-    one.add_argument("recipe")
-    one.add_argument("overrides", nargs="*", metavar="table.key=value")
+    one = stages.add_parser("queue", parents=[common])
+    one.add_argument("items", nargs="*", metavar='"RECIPE table.key=value ..."', help=f"{', '.join(PAPER)}")
+    one.add_argument("--every", nargs="*", default=[], metavar="table.key=value", help="overrides of all of them")
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--time-limit", default="10m", help="of the whole command; training stops a minute before")
-    one.add_argument("--from", dest="shards", type=Path, help="parts of an unfinished run to go on with")
-    one.set_defaults(stage=train)
+    one.add_argument("--from", dest="home", type=Path, help="what came home of an unfinished run, to go on with it")
+    one.set_defaults(stage=queue)
 
     one = stages.add_parser("restore", parents=[common])
-    one.add_argument("shards", type=Path)
+    one.add_argument("home", type=Path)
     one.add_argument("--runs", type=Path, default=Path("runs"))
-    one.set_defaults(stage=lambda args: print(restore(args.shards, args.runs)))
+    one.set_defaults(stage=lambda args: print(*restore(args.home, args.runs)))
     return whole
 
 
@@ -408,6 +466,7 @@ def main() -> None:
     args = parser().parse_args()
     if "work" in args:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(args.work / "inductor"))
+        os.environ.setdefault("WEIGHTCLASS_CACHE", str(args.work / "cache"))  # whose default place only pooch knows
         if args.data:
             os.environ["WEIGHTCLASS_DATA"] = str(args.data)
     try:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from weightclass import ask, recipe
 from weightclass.data import sources
-from weightclass.model import resnet
+from weightclass.model import networks
 from weightclass.modelfile import Classifier, Prediction
 
 
@@ -33,7 +33,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classifier(*shape: int) -> Classifier:
     settings = recipe.load("quickstart", "model.blocks=1,1", "model.channels=4,8").recipe
     size = shape[0], shape[1], shape[2]
-    network = resnet.build(settings.model, size, 10, seed=3).eval()
+    network = networks.build(settings.model, size, 10, seed=3).eval()
     return Classifier(network, settings, "made up", tuple("abcdefghij"), size, (0.3,) * size[0], (0.2,) * size[0], {})
 
 

@@ -54,6 +54,8 @@ def test_explicit_settings_are_taken() -> None:
     decisions = device.decide(config)
     assert decisions == Decisions(device="cpu", threads=2, precision="bfloat16", compile=True)
     assert torch.get_num_threads() == 2
+    graphs = device.decide(Machine(device="cpu", threads=2, precision="float32", compile="graphs", pad="on"))
+    assert (graphs.compile, graphs.graphs, graphs.pad) == (True, True, True)
 
 
 @pytest.mark.parametrize(("pays", "precision"), [(False, "float32"), (True, "bfloat16")])
@@ -71,7 +73,8 @@ def test_auto_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.decide(Machine(threads=1)).precision == "float32"  # an older card, which would only emulate it
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     decisions = device.decide(Machine(threads=1))
-    assert decisions == Decisions(device="cuda", threads=1, precision="bfloat16", compile=True)
+    assert decisions == Decisions(device="cuda", threads=1, precision="bfloat16", compile=True, pad=True)
+    assert not device.decide(Machine(threads=1, precision="float32")).pad
     assert device.decide(Machine(threads=1, compile="off", precision="float32", device="cpu")) == PLAIN
 
 
@@ -93,6 +96,8 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not device.decide(Machine(threads=1, precision="float32")).compile
     with pytest.raises(UserError, match=r"torch cannot compile here \(no C\+\+ compiler\); leave it out"):
         device.decide(Machine(threads=1, device="cpu", compile="on"))
+    with pytest.raises(UserError, match=r"machine\.compile = 'graphs': torch cannot compile here"):
+        device.decide(Machine(threads=1, device="cpu", compile="graphs"))
 
 
 def test_earlier_decisions_stand() -> None:
@@ -100,13 +105,18 @@ def test_earlier_decisions_stand() -> None:
     assert device.decide(Machine(), earlier) == earlier
     agreeing = Machine(device="cpu", threads=3, precision="bfloat16", compile="on")
     assert device.decide(agreeing, earlier) == earlier
+    more = msgspec.structs.replace(earlier, graphs=True, pad=True)
+    assert device.decide(Machine(compile="graphs", pad="on"), more) == more
     cut = msgspec.structs.replace(earlier, micro_batch=32, recompute=True)
     assert device.decide(agreeing, cut) == cut
 
 
 @pytest.mark.parametrize(
     ("key", "value", "taken"),
-    [("device", "cuda", "cpu"), ("threads", 2, 1), ("precision", "bfloat16", "float32"), ("compile", "on", "off")],
+    [
+        *[("device", "cuda", "cpu"), ("threads", 2, 1), ("precision", "bfloat16", "float32"), ("compile", "on", "off")],
+        *[("compile", "graphs", "off"), ("pad", "on", "off")],
+    ],
 )
 def test_a_setting_that_contradicts_an_earlier_decision(key: str, value: str | int, taken: str | int) -> None:
     config = msgspec.structs.replace(Machine(), **{key: value})

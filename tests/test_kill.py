@@ -29,6 +29,7 @@ TINY = (
 OFTEN = "train.checkpoint_seconds=0.05"
 VARIANTS = {
     "sgd+ema": ("optimizer.momentum=0.9", "train.ema=0.95"),
+    "sam+lookahead": ("train.ema=0", "train.sam=0.05", "train.lookahead=7", "train.clip_value=0.1"),
     "adadelta": ("optimizer.name=adadelta", "train.ema=0", "schedule.name=cosine"),
     "adamw": ("optimizer.name=adamw", "train.ema=0.9", "train.micro_batch=20", "train.bn_group=10"),
 }
@@ -110,7 +111,7 @@ def test_three_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kills_over_three_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kills_over_the_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     total = Counter[str]()
     for seed, (name, overrides) in enumerate(VARIANTS.items()):
         started = time.monotonic()
@@ -164,9 +165,9 @@ for number, last in json.loads(sys.argv[1]):
 """
 
 
-def sessions(where: Path, plan: list[tuple[int, int]]) -> None:
+def sessions(where: Path, plan: list[tuple[int, int]], variant: str = "sgd+ema") -> None:
     """Run each (folder, write to die before) of `plan` in turn."""
-    words = ["train", *TINY, *VARIANTS["sgd+ema"], "train.epochs=2", "train.checkpoint_seconds=0.001", "--quiet"]
+    words = ["train", *TINY, *VARIANTS[variant], "train.epochs=2", "train.checkpoint_seconds=0.001", "--quiet"]
     command = [sys.executable, "-W", "ignore", "-c", FORKS, json.dumps(plan), *words]
     subprocess.run(command, cwd=where, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300)
 
@@ -176,14 +177,15 @@ def the_run(out: Path) -> Path:
     return folder
 
 
-def test_killed_before_each_of_its_writes(tmp_path: Path) -> None:
-    sessions(tmp_path, [(0, 0)])
+@pytest.mark.parametrize("variant", ["sgd+ema", pytest.param("sam+lookahead", marks=pytest.mark.slow)])
+def test_killed_before_each_of_its_writes(tmp_path: Path, variant: str) -> None:
+    sessions(tmp_path, [(0, 0)], variant)
     names = json.loads((tmp_path / "0" / "writes.json").read_text())
     saves = [name for name in names if name[:9].isdigit()]
     assert {"recipe.toml", "environment.json", "metrics.jsonl", "model.safetensors", "result.json"} < set(names)
     assert [int(name[:9]) for name in saves] == list(range(1, 2 * STEPS + 1))  # every step was saved
     numbers = range(1, len(names) + 1)
-    sessions(tmp_path, [pair for number in numbers for pair in ((number, number), (number, 0))])
+    sessions(tmp_path, [pair for number in numbers for pair in ((number, number), (number, 0))], variant)
     for number in numbers:
         assert_same_run(the_run(tmp_path / str(number)), the_run(tmp_path / "0"))
 

@@ -21,12 +21,13 @@ STOREYS = (
     {"session", "judge", "ask"},
     {"modelfile", "results"},
     {"recipe"},
-    {"training", "evaluation", "data", "augment", "model"},
+    {"training", "evaluation", "data", "augment", "model", "trackers"},
     {"device", "runlog"},  # the ground: these two may stand on those below
     {"config", "seeding", "files", "stopping", "batching"},
     {"errors"},
 )
 HEAVY = {"matplotlib", "sklearn", "scipy", "pooch", "rich", "PIL", "jinja2", "pandas", "onnx", "onnxruntime"}
+HEAVY |= {"tensorboard", "mlflow"}
 DEPTH = {part: depth for depth, parts in enumerate(STOREYS) for part in parts}
 
 

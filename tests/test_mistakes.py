@@ -23,7 +23,7 @@ import weightclass as wc
 from weightclass import ask, modelfile, recipe
 from weightclass.cli import main
 from weightclass.errors import UserError
-from weightclass.model import resnet
+from weightclass.model import networks
 from weightclass.modelfile import Classifier
 
 TINY = "model.blocks=1,1 model.channels=4,8 data.subset=130 train.epochs=1 machine.threads=1 machine.precision=float32"
@@ -46,7 +46,7 @@ def picture(path: Path, seed: int = 0) -> None:
 
 def classifier(shape: tuple[int, int, int] = (3, 12, 12)) -> Classifier:
     settings = recipe.load("quickstart", "model.blocks=1,1", "model.channels=4,8").recipe
-    network = resnet.build(settings.model, shape, 2, seed=3).eval()
+    network = networks.build(settings.model, shape, 2, seed=3).eval()
     return Classifier(network, settings, "made up", ("a", "b"), shape, (0.3,) * 3, (0.2,) * 3, {})
 
 
@@ -119,7 +119,7 @@ def models(root: Path) -> None:
     modelfile.save(root / "ours.safetensors", classifier())
     (root / "garbage.safetensors").write_bytes(b"garbage")
     (root / "cut.safetensors").write_bytes((root / "ours.safetensors").read_bytes()[:-9])
-    tensors = resnet.build(recipe.load("small-cpu").recipe.model, (3, 32, 32), 10, seed=0).state_dict()
+    tensors = networks.build(recipe.load("small-cpu").recipe.model, (3, 32, 32), 10, seed=0).state_dict()
     torch.save(tensors, root / "published.pth")
     (root / "cut.pth").write_bytes((root / "published.pth").read_bytes()[:5000])
     torch.save({"net": Pickled()}, root / "whole.pth")

@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 import weightclass as wc
 from weightclass import config, modelfile, recipe
 from weightclass.errors import UserError
-from weightclass.model import resnet
+from weightclass.model import networks
 from weightclass.modelfile import Classifier
 
 SHAPE, CLASSES = (1, 8, 8), tuple("0123456789")
 
 
-def made_up() -> Classifier:
-    settings = recipe.load("quickstart", "model.blocks=1,1", "model.channels=4,8").recipe
-    network = resnet.build(settings.model, SHAPE, 10, seed=3).eval()
+def made_up(*overrides: str) -> Classifier:
+    settings = recipe.load("quickstart", *(overrides or ("model.blocks=1,1", "model.channels=4,8"))).recipe
+    network = networks.build(settings.model, SHAPE, 10, seed=3).eval()
     facts = {"accuracy": 0.5, "interval": [0.4, 0.6]}
     return Classifier(network, settings, "made up", CLASSES, SHAPE, mean=(0.3,), std=(0.2,), facts=facts)
 
@@ -57,6 +57,20 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         assert loaded.path == file
         assert not loaded.network.training
         assert torch.equal(loaded.logits(pictures()), model.logits(pictures()))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.preactivation=true", "model.stem_channels=8", "model.se=blocks"),
+        ("model.se=stem", "model.preactivation=blocks"),
+        ("model.name=mobilenetv2", "model.width=0.1"),
+    ],
+)
+def test_every_network_comes_back(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    model = made_up(*overrides)
+    modelfile.save(tmp_path / modelfile.FILE_NAME, model)
+    assert torch.equal(wc.load(tmp_path).logits(pictures()), model.logits(pictures()))
 
 
 def test_logits_are_those_of_the_normalised_images() -> None:
@@ -149,7 +163,7 @@ def test_somebody_elses_safetensors(path: Path) -> None:
 
 def test_published_weights_load_with_what_is_said_of_them(tmp_path: Path) -> None:
     settings = recipe.load("small-cpu").recipe
-    network = resnet.build(settings.model, (3, 32, 32), 10, seed=3).eval()
+    network = networks.build(settings.model, (3, 32, 32), 10, seed=3).eval()
     torch.save({"net": {f"module.{name}": tensor for name, tensor in network.state_dict().items()}}, tmp_path / "a.pth")
     model = wc.load(tmp_path / "a.pth", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     assert (model.name, model.classes[3], model.image_shape) == ("a", "cat", (3, 32, 32))

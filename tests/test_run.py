@@ -104,6 +104,8 @@ def test_the_result_tells_of_the_run(finished: Path) -> None:
         "threads": 1,
         "precision": "float32",
         "compile": False,
+        "graphs": False,
+        "pad": False,
         "micro_batch": 0,
         "recompute": False,
     }

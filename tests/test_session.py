@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from PIL import Image
@@ -91,6 +93,41 @@ def test_the_averaged_weights_are_the_ones_judged(tmp_path: Path) -> None:
     assert (session.score("test")[1].argmax(1) == 7).all()
 
 
+def test_padding_is_the_machines_and_what_is_judged_is_without_it(tmp_path: Path) -> None:
+    plain, padded = sit(tmp_path / "plain"), sit(tmp_path / "padded", "machine.pad=on")
+    assert plain.network is plain.state.evaluated
+    assert [p.shape for p in padded.network.parameters()] == [p.shape for p in plain.network.parameters()]
+    assert padded.state.model.get_parameter("conv1.weight").shape[0] == 8
+    for session in (plain, padded):
+        assert fit(session.state, session.plan, session.batches, session.keeper, Observer(session, Stopper())) is None
+    torch.testing.assert_close(padded.score("test")[1], plain.score("test")[1], rtol=1e-3, atol=1e-3)
+    again = sit(tmp_path / "padded")  # decided at the first start
+    assert again.state.step == padded.plan.steps and again.state.model.get_parameter("conv1.weight").shape[0] == 8
+
+
+def test_a_folder_from_before_padding_goes_on_without_it(tmp_path: Path) -> None:
+    sit(tmp_path)
+    path = tmp_path / "environment.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    del facts["decisions"]["pad"], facts["decisions"]["graphs"]
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    assert sit(tmp_path).state.model.get_parameter("conv1.weight").shape[0] == 4
+
+
+def test_lookahead_is_judged_on_its_slow_weights(tmp_path: Path) -> None:
+    settings = ("train.ema=0", "train.lookahead=4", "train.sam=0.05", "model.dropout=0.1")
+    logits = []
+    for step in (0, 6):  # the second sitting settles anew, on the same bits
+        session = sit(tmp_path, *settings)
+        assert (session.state.step, session.plan.steps) == (step, 6)
+        fit(session.state, session.plan, session.batches, session.keeper, Observer(session, Stopper()))
+        assert session.state.lookahead is not None
+        slow = session.state.lookahead.slow.parameters()
+        assert all(torch.equal(a, b) for a, b in zip(session.state.evaluated.parameters(), slow, strict=True))
+        logits.append(session.score("test")[1])
+    assert torch.equal(*logits)
+
+
 def test_a_first_step_that_compiles_does_not_shorten_the_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +154,10 @@ def test_an_evaluation_is_reserved_for_before_the_step_that_ends_an_epoch(
     for step in (session.loader.steps - 2, session.loader.steps - 1, session.loader.steps):
         session.state.step = step
         observer.should_stop(session.keeper)
+    session.plan = replace(session.plan, train=msgspec.structs.replace(session.plan.train, ema=0.0, lookahead=5))
+    session.state.step = session.plan.steps
+    observer.should_stop(session.keeper)
+    assert asked.pop() == 1 + session.loader.steps * 50 / 20.0  # an epoch more, for the statistics of slow weights
     assert asked == [1.0, 6.0, 1.0]  # 100 images at the 20 a second of training
     observer.evaluation, session.state.step = 2.0, session.loader.steps - 1
     observer.should_stop(session.keeper)

@@ -6,6 +6,8 @@ weights = wc.weigh("paper-97")
 wc.samples("paper-97", path="samples.png")
 answers = wc.load(outcome.folder).predict(["cat.jpg", "dog.jpg"])
 card = wc.evaluate(outcome.folder)
+sheets, stopped = wc.run_studies(["table4"])
+page = wc.write_report(outcome.folder)
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "evaluate", "load", "samples", "train", "weigh"]
+__all__ = ["UserError", "evaluate", "load", "run_studies", "samples", "train", "weigh", "write_report"]
 
 if TYPE_CHECKING:
     from weightclass.errors import UserError
     from weightclass.judge import evaluate
     from weightclass.modelfile import load
+    from weightclass.report import write_report
     from weightclass.run import samples, train, weigh
+    from weightclass.study.grid import run_studies
 
-_HOME = {"UserError": "errors", "load": "modelfile", "evaluate": "judge"}
+_HOME = {"UserError": "errors", "load": "modelfile", "evaluate": "judge", "write_report": "report"}
+_HOME |= {"run_studies": "study.grid"}
 _HOME |= dict.fromkeys(("train", "weigh", "samples"), "run")
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from fractions import Fraction
 from typing import Any
 
 import click
@@ -40,6 +41,32 @@ def _several(*options: Any) -> Any:
         return function
 
     return decorate
+
+
+class Seeds(click.ParamType):
+    """`3` is the seeds 0, 1 and 2; `0,4,7` are those."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        parts = value.split(",") if isinstance(value, str) else []
+        if not all(part.strip().isdigit() for part in parts) or value == "0":
+            self.fail(f"{value!r}: write how many, such as 3, or which, such as 0,4,7", param, ctx)
+        numbers = tuple(map(int, parts))
+        return tuple(range(numbers[0])) if len(numbers) == 1 else numbers
+
+
+class Share(click.ParamType):
+    """`1/8` or `0.125`, above 0 and at most 1."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        try:
+            share = float(Fraction(value))
+        except (ValueError, ZeroDivisionError):
+            share = 0.0
+        return share if 0 < share <= 1 else self.fail(f"{value!r} is not a share such as 1/8", param, ctx)
 
 
 class Place(click.ParamType):
@@ -211,6 +238,72 @@ def samples(words: tuple[str, ...], save: str, images: int, draws: int) -> int:
     name, settings = _sorted(words)
     run.samples(name, *settings, path=save, images=images, draws=draws)
     console().print(f"drawn in {save}", markup=False)
+    return 0
+
+
+@cli.command(short_help="Train a table of the paper, or a grid of one's own.")
+@click.argument("words", nargs=-1, metavar="STUDY... [table.key=value]...")
+@click.option("--list", "listed", is_flag=True, help="say what would run, and what was published for it; run nothing")
+@click.option("--seeds", type=Seeds(), default=(), help="how many, such as 3, or which: 0,4,7  [default: the study's]")
+@click.option("--epochs", type=click.IntRange(0), default=0, help="a pilot: of this length")
+@click.option("--subset", type=click.IntRange(0), default=0, help="a pilot: on this many training images")
+@click.option("--width", type=Share(), default=1.0, help="a pilot: this share of all channels, such as 1/8")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
+@click.option("--out", type=Place(), metavar="FOLDER", default="runs", show_default=True, help="where all runs go")
+@click.option("--time-limit", default="", help="save and stop in time: 90s, 9m, 1.5h")
+@click.option("--quiet", is_flag=True, help="one line a run")
+def study(
+    words: tuple[str, ...],
+    listed: bool,
+    seeds: tuple[int, ...],
+    epochs: int,
+    subset: int,
+    width: float,
+    jobs: int,
+    out: str,
+    time_limit: str,
+    quiet: bool,
+) -> int:
+    """Train what STUDY (a name or a .toml file; none: list them) still lacks; then its tables, figures and page.
+
+    The same command again goes on; several processes or machines may share one --out, and no run is done twice.
+    """
+    from weightclass.config import parse_duration
+    from weightclass.report import write_report
+    from weightclass.runlog import console
+    from weightclass.stopping import EXIT_CODES
+    from weightclass.study import grid, plan, table
+
+    names = [word for word in words if not _SETTING.match(word)]
+    settings = [word for word in words if _SETTING.match(word)]
+    short, out_ = plan.Short(epochs, subset, width), console()
+    if listed or not names:
+        out_.print(*plan.listings(names, seeds, short, settings), sep="\n\n")
+        return 0
+    limit = parse_duration(time_limit) - (time.monotonic() - _STARTED) if time_limit else None
+    how = {"out": out, "seeds": seeds, "short": short, "jobs": jobs, "time_limit": limit, "quiet": quiet}
+    sheets, stopped = grid.run_studies(names, *settings, **how)
+    for sheet, folder in sheets:
+        out_.print(table.terminal(sheet, narrow=out_.width < 112), f"\n{write_report(folder)}\n")
+    if stopped:
+        out_.print(f"stopped ({stopped}): the same command continues", markup=False)
+        return EXIT_CODES[stopped]
+    return int(any(run.failure for sheet, _ in sheets for line in sheet.lines for run in line.runs))
+
+
+@cli.command(short_help="Make one HTML page of a run, a study or all studies.")
+@click.argument("place", metavar="RUN|STUDY")
+@click.option("--save", type=Place(".html"), metavar="FILE", help="the page  [default: report.html in it]")
+def report(place: str, save: str | None) -> int:
+    """Make one HTML page of a run's folder, a study's, or one with several studies (runs/studies: the whole paper).
+
+    The page needs nothing else: it opens offline, prints, and fits a phone.
+    """
+    from weightclass.report import write_report
+    from weightclass.runlog import console, human_bytes
+
+    page = write_report(place, save or "")
+    console().print(f"{page}: {human_bytes(page.stat().st_size)}", markup=False)
     return 0
 
 

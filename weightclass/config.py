@@ -13,6 +13,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -40,6 +41,15 @@ def parse_toml(text: str, where: str) -> Tree:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where}: not valid TOML: {error}") from None
+
+
+def read_toml(path: Path, where: str) -> Tree:
+    """The TOML file at `path`, called `where` in a UserError."""
+    try:
+        return parse_toml(path.read_text(encoding="utf-8"), where)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{where}: cannot be read: {reason}") from None
 
 
 def parse_override(text: str, struct: type[msgspec.Struct]) -> tuple[list[str], Any]:
@@ -190,8 +200,8 @@ def _explain(message: str, tree: Tree, struct: type[msgspec.Struct]) -> str:
     if isinstance(value, Mapping):
         return f"[{path}] {reason}" if path else reason
     if reason.startswith("Invalid enum value"):
-        (choice,) = (kind for kind in _kinds(struct, *keys) if isinstance(kind, inspect.LiteralType))
-        return f"{path} = {value!r}{near_miss(str(value), map(str, choice.values))}"
+        choices = [getattr(kind, "values", ("true", "false")) for kind in _kinds(struct, *keys)]  # or a truth
+        return f"{path} = {value!r}{near_miss(str(value), map(str, sum(choices, ())))}"
     return f"{path} = {value!r}: {reason}"
 
 

@@ -24,7 +24,7 @@ from weightclass.errors import UserError
 class Machine(Table):
     """Recipe table [machine]: how to compute, not what."""
 
-    cosmetic: ClassVar[frozenset[str]] = frozenset({"device", "threads", "compile", "memory"})
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"device", "threads", "compile", "pad", "memory"})
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
@@ -32,8 +32,12 @@ class Machine(Table):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward and backward pass (weights stay float32). auto: bfloat16 on CUDA, on CPU where a probe says
     that it pays."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile. auto: on CUDA, where torch finds a working compiler (on CPUs it did not pay; docs/LOG.md)."""
+    compile: Literal["auto", "on", "off", "graphs"] = "auto"
+    """torch.compile. auto: on CUDA, where torch finds a working compiler (on CPUs it did not pay; docs/LOG.md).
+    graphs: also launch each pass whole, as a CUDA graph."""
+    pad: Literal["auto", "on", "off"] = "auto"
+    """Compute with channels rounded up to multiples of 8 by zeros: the same function, other sums. auto: on CUDA in
+    bfloat16, whose matrix units want it."""
     memory: str | int = 0
     """Bytes of images kept on the device, such as "2GB" (0: half of what is free); a larger set is streamed."""
 
@@ -52,6 +56,8 @@ class Decisions(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     precision: str
     compile: bool
+    graphs: bool = False
+    pad: bool = False
     micro_batch: int = 0
     """Images a forward pass where memory ran out and the loop cut the batch; 0: as the recipe says."""
     recompute: bool = False
@@ -69,12 +75,16 @@ def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
     if precision == "auto":
         cuda = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if cuda or (device == "cpu" and bfloat16_pays()) else "float32"
-    compiled = config.compile == "on" or (config.compile == "auto" and device == "cuda")
+    compiled = config.compile in ("on", "graphs") or (config.compile == "auto" and device == "cuda")
     if compiled and (problem := compile_problem(device)):
-        if config.compile == "on":
-            raise UserError(f"machine.compile = 'on', but torch cannot compile here ({problem}); leave it out")
+        if config.compile != "auto":
+            raise UserError(
+                f"machine.compile = {config.compile!r}: torch cannot compile here ({problem}); leave it out"
+            )
         compiled = False
-    return Decisions(device=device, threads=threads, precision=precision, compile=compiled)
+    graphs, halves = config.compile == "graphs", device == "cuda" and precision == "bfloat16"
+    pad = config.pad == "on" or (config.pad == "auto" and halves)
+    return Decisions(device=device, threads=threads, precision=precision, compile=compiled, graphs=graphs, pad=pad)
 
 
 def apply(decisions: Decisions) -> torch.device:
@@ -123,7 +133,8 @@ def available(wanted: str) -> str:
 
 def _honour(config: Machine, earlier: Decisions) -> Decisions:
     taken = {"device": earlier.device, "threads": earlier.threads, "precision": earlier.precision}
-    taken["compile"] = "on" if earlier.compile else "off"
+    taken["compile"] = "graphs" if earlier.graphs else "on" if earlier.compile else "off"
+    taken["pad"] = "on" if earlier.pad else "off"
     for key, value in taken.items():
         if (wanted := getattr(config, key)) not in ("auto", 0, value):
             raise UserError(

@@ -114,9 +114,13 @@ def _sync_folder(folder: Path) -> None:
 # --- one process a folder ----------------------------------------------------------------------------------
 
 
+class Busy(UserError):
+    """Another process holds the folder."""
+
+
 @contextlib.contextmanager
 def run_lock(folder: Path | str) -> Iterator[None]:
-    """Hold `folder` (made where missing) for this process; UserError where another one holds it.
+    """Hold `folder` (made where missing) for this process; Busy (a UserError) where another one holds it.
 
     The system frees the lock when its holder dies, however it dies. `.lock.pid` tells who holds it. What a killed
     holder's `atomic_write` left half written in the folder is removed.
@@ -134,7 +138,7 @@ def run_lock(folder: Path | str) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 holder = (folder / ".lock.pid").read_text(encoding="utf-8").strip()
             cure = "wait for it or choose another folder with --out"
-            raise UserError(f"another process (pid {holder}) is using {folder}: {cure}") from None
+            raise Busy(f"another process (pid {holder}) is using {folder}: {cure}") from None
     try:
         with contextlib.suppress(OSError):  # a folder below that goes meanwhile
             for leftover in folder.rglob(".*.tmp"):
@@ -144,6 +148,19 @@ def run_lock(folder: Path | str) -> Iterator[None]:
     finally:
         _discard(folder / ".lock.pid")
         lock.release()
+
+
+def held(folder: Path) -> bool:
+    """Whether a process, this or another, holds `run_lock` on the folder now."""
+    import filelock
+
+    try:
+        with filelock.FileLock(folder / ".lock", blocking=False):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # no such folder: nobody
+        return False
 
 
 # --- names -------------------------------------------------------------------------------------------------

@@ -30,8 +30,9 @@ from weightclass.errors import UserError
 from weightclass.evaluation import predict
 from weightclass.evaluation.views import Views, once
 from weightclass.files import atomic_write
-from weightclass.model import published, resnet
+from weightclass.model import networks, published
 from weightclass.recipe import Recipe
+from weightclass.trackers import Track
 
 FORMAT = "weightclass/1"
 FILE_NAME = "model.safetensors"
@@ -151,8 +152,8 @@ def _sorted(payload: bytes) -> bytes:
 
 
 def _portable(recipe: Recipe) -> Recipe:
-    """Without the place where the data lay: it means nothing elsewhere, and is nobody's business."""
-    return structs.replace(recipe, data=structs.replace(recipe.data, path=""))
+    """Without the places of data and trackers: they mean nothing elsewhere, and are nobody's business."""
+    return structs.replace(recipe, data=structs.replace(recipe.data, path=""), track=Track())
 
 
 def load(
@@ -213,7 +214,7 @@ def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor]) ->
     recipe = config.build(config.parse_toml(header["recipe"], str(file)), Recipe, str(file))
     classes, shape = tuple(json.loads(header["classes"])), tuple(json.loads(header["image_shape"]))
     normalisation = json.loads(header["normalisation"])
-    network = resnet.build(recipe.model, shape, len(classes))  # without memory: a damaged recipe may ask for much
+    network = networks.build(recipe.model, shape, len(classes))  # without memory: a damaged recipe may ask for much
     try:
         network.load_state_dict({name: _plain(tensor) for name, tensor in tensors.items()}, assign=True)
     except RuntimeError as error:
@@ -250,7 +251,7 @@ def _published(file: Path, mean: tuple[float, ...], std: tuple[float, ...], pool
     likely = {which.classes: (name, which.names) for name, which in CIFARS.items()} if channels == 3 else {}
     name, classes = likely.get(found.classes, ("folder", tuple(f"class {label}" for label in range(found.classes))))
     augment = config.build({"mean": list(mean), "std": list(std)}, Augment, "--mean, --std")
-    network = resnet.build(found.config, found.image_shape, found.classes)
+    network = networks.build(found.config, found.image_shape, found.classes)
     network.load_state_dict(found.weights, assign=True)
     return Classifier(
         network=network,

@@ -16,9 +16,11 @@ from weightclass.data import sources
 from weightclass.data.sources import Data, Found
 from weightclass.device import Machine
 from weightclass.errors import UserError
-from weightclass.model import budget, resnet
+from weightclass.model import budget, networks
 from weightclass.model.budget import Budget, Weights
+from weightclass.model.networks import Network
 from weightclass.model.resnet import ResNetConfig
+from weightclass.trackers import Track
 from weightclass.training.loop import Train
 from weightclass.training.optim import SGD, Optimizer
 from weightclass.training.schedule import AnySchedule, Cosine
@@ -27,16 +29,17 @@ from weightclass.training.schedule import AnySchedule, Cosine
 class Recipe(Table):
     """All tables of a recipe file. The budget bounds the network but does not change its weights."""
 
-    cosmetic: ClassVar[frozenset[str]] = frozenset({"budget"})
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"budget", "track"})
 
     data: Data = Data()
     budget: Budget = Budget()
-    model: ResNetConfig = ResNetConfig()
+    model: Network = ResNetConfig()
     augment: Augment = Augment()
     optimizer: Optimizer = SGD()
     schedule: AnySchedule = Cosine()
     train: Train = Train()
     machine: Machine = Machine()
+    track: Track = Track()
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,7 @@ def load(name: str, *overrides: str) -> Named:
 def _read(name: str, beside: Path = Path()) -> tuple[dict[str, Any], str]:
     path = beside / name
     if path.suffix == ".toml" or (len(Path(name).parts) > 1 and not path.is_dir()):
-        try:
-            return config.parse_toml(path.read_text(encoding="utf-8"), name), path.stem
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise UserError(f"recipe {name}: cannot be read: {reason}") from None
+        return config.read_toml(path, f"recipe {name}"), path.stem
     if name and name not in names() and Path(name).is_dir():
         raise UserError(
             f"{name} is a folder: weightclass train folder data.path={shlex.quote(name)} trains on its pictures"
@@ -108,7 +107,7 @@ def weigh(recipe: Recipe, found: Found | None = None) -> Weights:
     """Build the recipe's network for the images that were found (or are now) on the meta device, and weigh it."""
     found = found or sources.find(recipe.data)
     pipeline.check(recipe.augment, found.image_shape)
-    return budget.weigh(resnet.build(recipe.model, found.image_shape, found.classes), found.image_shape)
+    return budget.weigh(networks.build(recipe.model, found.image_shape, found.classes), found.image_shape)
 
 
 def fingerprint(recipe: Recipe, data_digest: str) -> str:

@@ -34,11 +34,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     computed_on: str
     """Device, threads and precision of the training."""
     averaged: bool
-    """Whether the weights are the moving average (train.ema) rather than the last step's."""
+    """Whether the weights are a moving average (train.ema, or Lookahead's slow weights), not the last step's."""
     params: int
     macs: int
     train_pflops: float
-    """6 x MACs x images seen (one forward pass is 2 MACs, the backward pass twice that), in 10^15."""
+    """6 x MACs x images seen (one forward pass is 2 FLOPs a MAC, the backward pass twice that; SAM does both twice), in
+    10^15."""
     epochs: int
     seconds: float
     """Training time, evaluations left out."""

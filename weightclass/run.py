@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weightclass import __version__, device, judge, modelfile, recipe, results
+from weightclass import __version__, device, judge, modelfile, recipe, results, trackers
 from weightclass.augment.pipeline import Pipeline
 from weightclass.data import sources
 from weightclass.data.loader import Loader
@@ -36,6 +36,8 @@ class Outcome:
     folder: Path
     result: Result | None
     stopped: str | None = None
+    fresh: bool = False
+    """Whether the run came to its end just now, rather than in an earlier call."""
 
 
 def train(
@@ -51,17 +53,25 @@ def train(
     seconds saves and returns in time. Raises UserError.
     """
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    named = recipe.load(name, *overrides)
+    outcome = carry_out(recipe.load(name, *overrides), out, deadline, quiet)
+    if outcome.result and not quiet:
+        report(outcome.folder, outcome.result, "done" if outcome.fresh else "finished already")
+    return outcome
+
+
+def carry_out(named: Named, out: str | Path = "runs", deadline: float | None = None, quiet: bool = False) -> Outcome:
+    """Train a recipe to its end, from wherever its folder says it stands. `deadline` is a time.monotonic() value."""
+    trackers.check(named.recipe.track)
     found = sources.find(named.recipe.data)
     weights = _weighed(named, found)  # over budget is refused here, before any pixel is read
     with working("decoding", quiet) as progress:
         splits = found.load(progress)
     fingerprint = recipe.fingerprint(named.recipe, splits.digest())
-    folder = Path(out) / f"{safe_name(named.name)}-{fingerprint[:8]}"
+    folder = folder_of(named, fingerprint, out)
     with run_lock(folder), Stopper(deadline) as stopper:
         if result := results.read(folder):
             Keeper(folder / "checkpoint").clear()  # a kill may have come between the result and this
-            return report(folder, result, "finished already", quiet)
+            return Outcome(folder, result)
         session = Session(named, weights, splits, folder, quiet)
         with contextlib.closing(session.meter):
             observer = Observer(session, stopper)
@@ -69,7 +79,12 @@ def train(
         # A session that had nothing left to train finishes, or a short time limit would never see the end.
         if stopped := stopped or (session.meter.images and stopper.reason(session.seconds_to_finish())):
             return pause(session, stopped)
-        return report(folder, finish(session, fingerprint), "done", quiet)
+        return Outcome(folder, finish(session, fingerprint), fresh=True)
+
+
+def folder_of(named: Named, fingerprint: str, out: str | Path = "runs") -> Path:
+    """Where a run lies: its recipe's name, and the head of what can change its weights."""
+    return Path(out) / f"{safe_name(named.name)}-{fingerprint[:8]}"
 
 
 def weigh(name: str, *overrides: str) -> Weights:
@@ -99,7 +114,7 @@ def samples(
 
 def _weighed(named: Named, found: Found) -> Weights:
     weights = recipe.weigh(named.recipe, found)
-    budget.check(named.recipe.budget, weights)
+    budget.check(named.recipe.budget, weights, named.recipe.model.cure)
     return weights
 
 
@@ -123,18 +138,18 @@ def finish(session: Session, fingerprint: str) -> Result:
     size = modelfile.save(session.folder / modelfile.FILE_NAME, _classifier(session, card, fingerprint))
     draw(session, card, logits)
     result = _result(session, card, fingerprint, size)
+    figures = {"accuracy": card.accuracy, "nll": card.nll, "params": result.params, "macs": result.macs}
+    session.trackers.finish(result.epochs, figures | {"seconds": result.seconds})
     results.write(session.folder, result)
     session.keeper.clear()
     return result
 
 
-def report(folder: Path, result: Result, how: str, quiet: bool) -> Outcome:
+def report(folder: Path, result: Result, how: str) -> None:
     """Print the final table."""
-    if not quiet:
-        out = console()
-        out.print(f"\n{folder}: {how}\n", markup=False)
-        out.print(results.table(result, folder))
-    return Outcome(folder, result)
+    out = console()
+    out.print(f"\n{folder}: {how}\n", markup=False)
+    out.print(results.table(result, folder))
 
 
 def _classifier(session: Session, card: Scorecard, fingerprint: str) -> modelfile.Classifier:
@@ -142,7 +157,7 @@ def _classifier(session: Session, card: Scorecard, fingerprint: str) -> modelfil
     facts |= {"accuracy": card.accuracy, "interval": list(card.interval)}
     facts |= {"params": session.weights.params, "computed_on": session.computed_on, "data": session.splits.digest()}
     return modelfile.Classifier(
-        network=session.state.evaluated,
+        network=session.network,
         recipe=session.recipe,
         name=session.named.name,
         classes=session.splits.train.classes,
@@ -167,10 +182,10 @@ def _result(session: Session, card: Scorecard, fingerprint: str, model_bytes: in
         test_readings=results.readings(session.folder),
         scorecard=card,
         computed_on=session.computed_on,
-        averaged=state.average is not None,
+        averaged=bool(state.average or state.lookahead),
         params=weights.params,
         macs=weights.macs,
-        train_pflops=6 * weights.macs * images / 1e15,
+        train_pflops=(12 if settings.sam else 6) * weights.macs * images / 1e15,
         epochs=settings.epochs,
         seconds=state.seconds,
         images_per_second=images / seconds,

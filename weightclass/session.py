@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightclass import __version__, config, device, results
 from weightclass.augment.pipeline import Pipeline
@@ -24,14 +24,16 @@ from weightclass.errors import UserError
 from weightclass.evaluation import metrics, predict
 from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import atomic_write
-from weightclass.model import resnet
+from weightclass.model import networks, padding
 from weightclass.model.budget import Weights
 from weightclass.recipe import Named, Recipe
 from weightclass.runlog import Meter, Metrics, human_bytes, left_out
 from weightclass.stopping import Stopper
+from weightclass.trackers import Trackers
 from weightclass.training import optim, schedule
 from weightclass.training.averaging import Average
 from weightclass.training.checkpoint import Keeper
+from weightclass.training.lookahead import Lookahead
 from weightclass.training.loop import Batch, Plan, State
 
 
@@ -57,18 +59,22 @@ class Session:
             device=self.device,
             precision=decisions.precision,
             compile=decisions.compile,
+            graphs=decisions.graphs,
             micro_batch=decisions.micro_batch,
             recompute=decisions.recompute,
         )
-        self.state = self._fresh_state()
+        self._network = self.recipe.model, splits.train.image_shape, len(splits.train.classes)
+        self.state = self._fresh_state(decisions.pad)
         self.metrics = Metrics(folder / "metrics.jsonl")
         self.keeper = Keeper(folder / "checkpoint", settings.checkpoint_seconds)
         resumed = self.keeper.load_latest(self.state)
         self.metrics.rewind(self.state.step)
         self.computed_on = f"{decisions.device}, {decisions.threads} threads, {decisions.precision}"
-        self.computed_on += ", compiled" if decisions.compile else ""
+        self.computed_on += (", compiled" if decisions.compile else "") + (", padded" if decisions.pad else "")
         self.meter = Meter(self.plan.steps, self.state.step, settings.epochs, quiet)
         self._introduce(resumed)
+        told = config.to_tree(self.recipe)
+        self.trackers = Trackers(self.recipe.track, told, folder, self.metrics.records, self.meter)
 
     def _decisions(self) -> device.Decisions:
         """Taken at the run's first start, read from its folder ever after."""
@@ -106,15 +112,17 @@ class Session:
         lr, epochs = self.recipe.optimizer.lr, self.recipe.train.epochs
         return schedule.rate(self.recipe.schedule, lr, step, self.loader.steps, epochs)
 
-    def _fresh_state(self) -> State:
-        settings, train = self.recipe.train, self.splits.train
-        model = resnet.build(self.recipe.model, train.image_shape, len(train.classes), settings.seed, self.device)
+    def _fresh_state(self, pad: bool) -> State:
+        settings = self.recipe.train
+        model = networks.build(*self._network, settings.seed, self.device)
+        model = padding.padded(model, *self._network) if pad else model
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        resnet.group_norms(model, settings.bn_group)
+        networks.group_norms(model, settings.bn_group)
         average = Average(model, settings.ema) if settings.ema else None
+        lookahead = Lookahead(model, settings.lookahead, settings.lookahead_alpha) if settings.lookahead else None
         precise = torch.float32 if self.device.type == "mps" else torch.float64
         sums = torch.zeros(3, dtype=precise, device=self.device)
-        return State(model, optim.build(self.recipe.optimizer, model), average, sums=sums)
+        return State(model, optim.build(self.recipe.optimizer, model), average, lookahead, sums=sums)
 
     def _introduce(self, resumed: bool) -> None:
         for name in self.keeper.damaged:
@@ -153,10 +161,15 @@ class Session:
         """The images of `judged_on`, or of another split."""
         return getattr(self.splits, name)
 
+    @property
+    def network(self) -> nn.Module:
+        """What is judged and shipped: the recipe's network with the (averaged) weights, however it is computed."""
+        return padding.unpadded(self.state.evaluated, *self._network)
+
     def score(self, name: str) -> tuple[Scorecard, Tensor]:
         """The scorecard of the (averaged) weights on a split, and its logits on the CPU."""
         data = self.split(name)
-        logits = predict.logits(self.state.evaluated, data.images, self.pipeline.normalise).cpu()
+        logits = predict.logits(self.network, data.images, self.pipeline.normalise).cpu()
         return metrics.scorecard(logits, data.labels, data.classes), logits
 
     def seconds_to_finish(self) -> float:
@@ -235,6 +248,7 @@ class Observer:
         record["time"] = {"seconds": round(state.seconds, 2), "images_per_second": round(session.meter.speed, 1)}
         session.metrics.append(record)
         session.meter.epoch(record)
+        session.trackers.epoch(record)
         self.last = time.perf_counter()
 
     def should_stop(self, keeper: Keeper) -> str | None:
@@ -243,6 +257,8 @@ class Observer:
         reserve = 2 * self.slowest_step + 2 * keeper.slowest + 1.0
         if (session.state.step + 1) % session.plan.steps_per_epoch == 0:
             reserve += self._next_evaluation()
+        if session.state.step == session.plan.steps:
+            reserve += session.plan.settling * session.plan.train.batch_size / max(session.meter.speed, 1.0)
         return self.stopper.reason(reserve)
 
     def _next_evaluation(self) -> float:
