@@ -149,6 +149,10 @@ def test_over_budget_shows_the_table(capsys: pytest.CaptureFixture[str]) -> None
         ("tarin quickstart", "tarin"),
         ("train quickstart --fast", "--fast"),
         ("eval", "Missing argument 'MODEL'"),
+        ("study table1 --list --seeds 00", "'00': write how many"),
+        ("study table1 --list --seeds \N{SUPERSCRIPT TWO}", "write how many"),
+        ("study table1 --list --seeds 2024", "'2024': write how many (1 to 999)"),
+        ("study table1 --list --seeds 1,1", "one stands there twice"),
         ("", "train"),
     ],
 )

@@ -95,7 +95,7 @@ def test_the_table_tells_what_counts() -> None:
         "moving average",
         "4,978,810",
         "1,180.0 M",
-        "19.95 MB",
+        "20.0 MB",
         "3 h 25 min, 300 epochs, 1,234 img/s, 106 PFLOPs",
         "augmentation        2.5% of it",
         "waiting for data    1.2% of it",

@@ -55,7 +55,7 @@ def test_seconds(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (2_805_864, "2.81 MB"), (7e9, "7.00 GB"), (7e12, "7000.00 GB")],
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (2_805_864, "2.81 MB"), (7e9, "7.00 GB"), (7e12, "7000 GB")],
 )
 def test_bytes(count: float, text: str) -> None:
     assert human_bytes(count) == text

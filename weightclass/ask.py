@@ -6,7 +6,7 @@ import csv
 import glob
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,9 +23,8 @@ from weightclass.device import cores
 from weightclass.errors import UserError
 from weightclass.files import atomic_write, write_jsonl
 from weightclass.modelfile import Classifier, Prediction
-from weightclass.runlog import console
+from weightclass.runlog import Progress, console
 
-Progress = Callable[[int, int], object]
 TOGETHER = 256  # pictures that are read and answered at a time
 LISTED, SHOWN = 1000, 12  # answers that a terminal is given, and classes that a summary names
 

@@ -49,11 +49,11 @@ class Seeds(click.ParamType):
     name = "seeds"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        parts = value.split(",") if isinstance(value, str) else []
-        if not all(part.strip().isdigit() for part in parts) or value == "0":
-            self.fail(f"{value!r}: write how many, such as 3, or which, such as 0,4,7", param, ctx)
-        numbers = tuple(map(int, parts))
-        return tuple(range(numbers[0])) if len(numbers) == 1 else numbers
+        if not isinstance(value, str):  # the default
+            return value
+        if not re.fullmatch(r"[1-9][0-9]{0,2}|[0-9]+(, *[0-9]+)+", value):
+            self.fail(f"{value!r}: write how many (1 to 999), such as 3, or which, such as 0,4,7", param, ctx)
+        return tuple(map(int, value.split(","))) if "," in value else tuple(range(int(value)))
 
 
 class Share(click.ParamType):

@@ -110,6 +110,7 @@ def _kinds(struct: type[msgspec.Struct], *path: str) -> list[inspect.Type]:
     for key in path:
         tables = [kind for kind in kinds if isinstance(kind, inspect.StructType)]
         found = [field.type for table in tables for field in table.fields if field.name == key]
+        found += [kind.item_type for kind in kinds if isinstance(kind, inspect.CollectionType) and key.isdigit()]
         kinds = [kind for each in found for kind in (each.types if isinstance(each, inspect.UnionType) else (each,))]
     return kinds
 
@@ -161,6 +162,8 @@ def _check(value: Any, struct: type[msgspec.Struct], where: str, *path: str) -> 
     key = ".".join(path)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where}: {key} = {value}: expected a finite number")
+    for index, inner in enumerate(value if isinstance(value, list) else ()):
+        _check(inner, struct, where, *path, str(index))
     tables = {str(kind.tag): kind for kind in _kinds(struct, *path) if isinstance(kind, inspect.StructType)}
     if not tables or not isinstance(value, Mapping):
         return

@@ -90,20 +90,13 @@ def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
 def apply(decisions: Decisions) -> torch.device:
     """Make this process compute as decided."""
     torch.set_num_threads(decisions.threads)
-    keep_memory()
+    # Once a block this large was freed, glibc keeps all smaller ones (mallopt(3), M_MMAP_THRESHOLD): taking a step's
+    # large blocks anew, page by page, costs 5 % and more.
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     if decisions.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True  # torch's default for convolutions, as in the paper's runs
         torch.backends.cudnn.benchmark = True
     return torch.device(decisions.device)
-
-
-def keep_memory() -> None:
-    """Let glibc keep a step's large blocks: giving them back and taking them anew, page by page, costs 5 % and more.
-
-    Once a block this large was freed (untouched, so it cost nothing), it keeps all smaller ones: mallopt(3),
-    M_MMAP_THRESHOLD.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def cores() -> int:

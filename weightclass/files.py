@@ -29,14 +29,18 @@ _TRIES = 20 if os.name == "nt" else 1
 """Windows refuses to replace a file that a reader or a virus scanner holds open; 0.05 s apart, it gets a second."""
 
 
+class Unwritable(UserError):
+    """The disk is full, or the place not to be written to."""
+
+
 @contextlib.contextmanager
 def cured(path: Path) -> Iterator[None]:
-    """Turn the OSErrors that a user can mend into `UserError`."""
+    """Turn the OSErrors that a user can mend into `Unwritable`."""
     try:
         yield
     except OSError as error:
         other = f"could not write {{}}: {error.strerror or error}; choose another folder"
-        raise UserError(_CURES.get(error.errno or 0, other).format(path)) from error
+        raise Unwritable(_CURES.get(error.errno or 0, other).format(path)) from error
 
 
 def atomic_write(path: Path | str, data: bytes | str) -> None:
@@ -191,7 +195,7 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
         try:
-            records.append(msgspec.json.decode(line))
+            records.append(msgspec.json.decode(line, type=dict[str, Any]))
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise UserError(f"{path}, line {number}: not JSON; remove the line, or the file to start anew") from None
     return records

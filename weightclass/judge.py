@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,11 +19,11 @@ from weightclass.evaluation import charts, grids, metrics
 from weightclass.evaluation.metrics import Scorecard
 from weightclass.evaluation.views import VIEWS, once
 from weightclass.modelfile import Classifier
+from weightclass.runlog import Progress
 
 PLAIN, ALL = "one view", "all"
 SPLITS = ("test", "validation", "train")
 SETS = ("digits", *sources.CIFARS, "folder")
-Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)

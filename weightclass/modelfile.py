@@ -8,7 +8,7 @@ not say about themselves, whoever loads them has to.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +32,11 @@ from weightclass.evaluation.views import Views, once
 from weightclass.files import atomic_write
 from weightclass.model import networks, published
 from weightclass.recipe import Recipe
+from weightclass.runlog import Progress
 from weightclass.trackers import Track
 
 FORMAT = "weightclass/1"
 FILE_NAME = "model.safetensors"
-Progress = Callable[[int, int], object]
 
 
 class Prediction(NamedTuple):
@@ -115,10 +115,9 @@ def _from_array(picture: np.ndarray) -> Any:
 def answers(logits: Tensor, classes: Sequence[str], top: int = 1) -> list[Prediction]:
     """What logits [n, classes] say, likeliest class first."""
     confidences, indices = logits.softmax(1).topk(min(top, len(classes)), 1)
-    ranked: list[tuple[tuple[str, float], ...]] = []
-    for places, shares in zip(indices.tolist(), confidences.tolist(), strict=True):
-        ranked.append(tuple((classes[int(place)], share) for place, share in zip(places, shares, strict=True)))
-    return [Prediction(label=row[0][0], confidence=row[0][1], top=row) for row in ranked]
+    rows = zip(indices.tolist(), confidences.tolist(), strict=True)
+    ranked = (tuple((classes[int(place)], share) for place, share in zip(*row, strict=True)) for row in rows)
+    return [Prediction(*row[0], top=row) for row in ranked]
 
 
 # --- our own files -----------------------------------------------------------------------------------------
@@ -128,9 +127,11 @@ def save(path: Path, model: Classifier) -> int:
     """Write `model` atomically; returns the file's bytes."""
     from safetensors.torch import save as to_bytes
 
+    # Without the places of data and trackers: they mean nothing elsewhere, and are nobody's business.
+    recipe = structs.replace(model.recipe, data=structs.replace(model.recipe.data, path=""), track=Track())
     header = {
         "format": FORMAT,
-        "recipe": config.to_toml(_portable(model.recipe)),
+        "recipe": config.to_toml(recipe),
         "name": model.name,
         "classes": json.dumps(model.classes),
         "image_shape": json.dumps(model.image_shape),
@@ -149,11 +150,6 @@ def _sorted(payload: bytes) -> bytes:
     header = json.dumps(json.loads(payload[8 : 8 + size]), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     padded = header.encode() + b" " * (-len(header.encode()) % 8)
     return len(padded).to_bytes(8, "little") + padded + payload[8 + size :]
-
-
-def _portable(recipe: Recipe) -> Recipe:
-    """Without the places of data and trackers: they mean nothing elsewhere, and are nobody's business."""
-    return structs.replace(recipe, data=structs.replace(recipe.data, path=""), track=Track())
 
 
 def load(
@@ -215,8 +211,9 @@ def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor]) ->
     classes, shape = tuple(json.loads(header["classes"])), tuple(json.loads(header["image_shape"]))
     normalisation = json.loads(header["normalisation"])
     network = networks.build(recipe.model, shape, len(classes))  # without memory: a damaged recipe may ask for much
+    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     try:
-        network.load_state_dict({name: _plain(tensor) for name, tensor in tensors.items()}, assign=True)
+        network.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise UserError(f"{file}: weights and recipe do not fit: {str(error).splitlines()[-1].strip()}") from None
     return Classifier(
@@ -230,10 +227,6 @@ def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor]) ->
         facts=json.loads(header["facts"]),
         path=file,
     )
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 # --- other people's ----------------------------------------------------------------------------------------

@@ -53,14 +53,14 @@ def train(
     seconds saves and returns in time. Raises UserError.
     """
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    outcome = carry_out(recipe.load(name, *overrides), out, deadline, quiet)
+    outcome = carry_out(recipe.load(name, *overrides), out, Stopper(deadline), quiet)
     if outcome.result and not quiet:
         report(outcome.folder, outcome.result, "done" if outcome.fresh else "finished already")
     return outcome
 
 
-def carry_out(named: Named, out: str | Path = "runs", deadline: float | None = None, quiet: bool = False) -> Outcome:
-    """Train a recipe to its end, from wherever its folder says it stands. `deadline` is a time.monotonic() value."""
+def carry_out(named: Named, out: str | Path, stopper: Stopper, quiet: bool = False) -> Outcome:
+    """Train a recipe to its end, or until `stopper` has a reason, from wherever its folder says it stands."""
     trackers.check(named.recipe.track)
     found = sources.find(named.recipe.data)
     weights = _weighed(named, found)  # over budget is refused here, before any pixel is read
@@ -68,7 +68,7 @@ def carry_out(named: Named, out: str | Path = "runs", deadline: float | None = N
         splits = found.load(progress)
     fingerprint = recipe.fingerprint(named.recipe, splits.digest())
     folder = folder_of(named, fingerprint, out)
-    with run_lock(folder), Stopper(deadline) as stopper:
+    with run_lock(folder), stopper:
         if result := results.read(folder):
             Keeper(folder / "checkpoint").clear()  # a kill may have come between the result and this
             return Outcome(folder, result)
@@ -83,8 +83,10 @@ def carry_out(named: Named, out: str | Path = "runs", deadline: float | None = N
 
 
 def folder_of(named: Named, fingerprint: str, out: str | Path = "runs") -> Path:
-    """Where a run lies: its recipe's name, and the head of what can change its weights."""
-    return Path(out) / f"{safe_name(named.name)}-{fingerprint[:8]}"
+    """Where a run lies: its recipe's name, and the head of what can change its weights. Where a recipe of another name
+    came to the same settings, its run is this run."""
+    own = Path(out) / f"{safe_name(named.name)}-{fingerprint[:8]}"
+    return own if own.exists() else min(own.parent.glob(f"*-{fingerprint[:8]}"), default=own)
 
 
 def weigh(name: str, *overrides: str) -> Weights:

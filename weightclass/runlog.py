@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from weightclass.files import read_jsonl, write_jsonl
+
+Progress = Callable[[int, int], object]
+"""What long work tells: how much of it is done, and how much there is."""
 
 
 class Metrics:
@@ -54,13 +58,17 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def short(number: float, unit: str = "") -> str:
+    """Three figures and a decimal prefix: `4.98 M`, `1.18 G`, `701 kB`."""
+    rounded = float(f"{number:.3g}")
+    power = min(int(math.log10(max(rounded, 1)) // 3), 3)
+    digits = max(2 - int(math.log10(rounded / 1000**power)), 0) if power else 0
+    return f"{rounded / 1000**power:.{digits}f} {' kMG'[power].strip()}{unit}".strip()
+
+
 def human_bytes(count: float) -> str:
-    """`812 B`, `2.8 MB` (decimal)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
-        count /= 1000
-    raise AssertionError
+    """`812 B`, `2.81 MB`."""
+    return short(count, "B")
 
 
 def left_out(lines: Sequence[str]) -> list[str]:
@@ -71,22 +79,29 @@ def left_out(lines: Sequence[str]) -> list[str]:
     return [f"left out, for they cannot be read ({len(lines):,}):", *(f"  {line}" for line in lines[:5]), *more]
 
 
+def _bar(console: Any, shown: bool) -> Any:
+    """rich's live bar between a task's description and its percentage."""
+    from rich.progress import BarColumn, Progress
+
+    columns = ("{task.description}", BarColumn(), "{task.percentage:3.0f} %")
+    return Progress(*columns, console=console, transient=True, disable=not shown)
+
+
 @contextlib.contextmanager
-def working(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A `progress(done, total)` for long work: a bar on a tty, else a line every ten seconds; both on stderr."""
+def working(title: str, quiet: bool = False) -> Iterator[Progress]:
+    """For long work: a bar on a tty, else a line every ten seconds; both on stderr."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     out, spoken = Console(stderr=True, quiet=quiet), time.monotonic()
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+    with _bar(out, out.is_terminal) as bar:
         task = bar.add_task(title, total=None)
 
         def progress(done: int, total: int) -> None:
             nonlocal spoken
-            bar.update(task, completed=done, total=total)
+            told = f"{title}: {done:,} of {total:,}"
+            bar.update(task, description=told, completed=done, total=total)
             if not out.is_terminal and time.monotonic() - spoken > 10:
-                out.print(f"{title}: {done:,} of {total:,}")
+                out.print(told)
                 spoken = time.monotonic()
 
         yield progress
@@ -101,21 +116,9 @@ class Meter:
         self.started = time.perf_counter()
         self.quiet = quiet
         self.console = console()
-        self._bar = self._live() if self.console.is_terminal and not quiet else None
-
-    def _live(self) -> Any:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:3.0f} %  {task.fields[speed]} img/s  ETA {task.fields[eta]}"),
-        )
-        bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=4)
-        bar.start()
-        fields = {"epoch": "-", "epochs": self.epochs, "speed": "-", "eta": "-"}
-        bar.add_task("train", total=self.steps, completed=self.done, **fields)
-        return bar
+        self._bar = _bar(self.console, self.console.is_terminal and not quiet)
+        self._bar.start()
+        self._task = self._bar.add_task(f"epoch -/{epochs}", total=steps, completed=done)
 
     @property
     def seconds(self) -> float:
@@ -135,10 +138,9 @@ class Meter:
     def stepped(self, step: int, images: int) -> None:
         """One more step."""
         self.done, self.images = step, self.images + images
-        if self._bar:
-            epoch = (step - 1) * self.epochs // self.steps + 1
-            fields = {"epoch": epoch, "speed": f"{self.speed:,.0f}", "eta": human_seconds(self.eta)}
-            self._bar.update(self._bar.task_ids[0], completed=step, **fields)
+        epoch = (step - 1) * self.epochs // self.steps + 1
+        told = f"epoch {epoch}/{self.epochs}  {self.speed:,.0f} img/s  ETA {human_seconds(self.eta)}"
+        self._bar.update(self._task, description=told, completed=step)
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Print an epoch's line."""
@@ -161,6 +163,4 @@ class Meter:
 
     def close(self) -> None:
         """Take the bar away."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
+        self._bar.stop()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from weightclass import __version__, config, device, results
 from weightclass.augment.pipeline import Pipeline
 from weightclass.augment.pipeline import check as check_augment
+from weightclass.batching import Batch
 from weightclass.config import parse_quantity
 from weightclass.data.dataset import Dataset
 from weightclass.data.loader import Loader
@@ -34,7 +35,7 @@ from weightclass.training import optim, schedule
 from weightclass.training.averaging import Average
 from weightclass.training.checkpoint import Keeper
 from weightclass.training.lookahead import Lookahead
-from weightclass.training.loop import Batch, Plan, State
+from weightclass.training.loop import Plan, State
 
 
 class Session:
@@ -209,7 +210,7 @@ class Observer:
     """What `fit` tells a session while it trains: meters, epoch records, reasons to stop."""
 
     def __init__(self, session: Session, stopper: Stopper) -> None:
-        self.session, self.stopper = session, stopper
+        self.session, self.stopper, self.cut = session, stopper, session.cut
         self.before = session.state.seconds
         self.evaluation: float | None = None  # seconds that the last one took
         self.last: float | None = None  # none before a session's first step, which may be a compilation
@@ -218,9 +219,6 @@ class Observer:
     def _watched(self) -> list[str]:
         wanted = {"validation": self.session.splits.validation is not None, "test": self.session.recipe.data.watch_test}
         return [name for name, watched in wanted.items() if watched]
-
-    def cut(self, plan: Plan) -> None:
-        self.session.cut(plan)
 
     def stepped(self, state: State, images: int, waited: float) -> None:
         now = time.perf_counter()

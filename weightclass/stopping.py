@@ -19,7 +19,7 @@ class Stopper:
 
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
-        self._signal: str | None = None
+        self.asked: str | None = None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Stopper:
@@ -32,14 +32,14 @@ class Stopper:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal:
+        if self.asked:
             raise SystemExit(EXIT_CODES[_SIGNALS[signal.Signals(number)]])
-        self._signal = _SIGNALS[signal.Signals(number)]
+        self.asked = _SIGNALS[signal.Signals(number)]
 
     def reason(self, reserve: float = 0.0) -> str | None:
         """Why to stop now, if at all; `reserve` seconds of work still lie between now and the next question."""
-        if self._signal:
-            return self._signal
+        if self.asked:
+            return self.asked
         if self.deadline is not None and time.monotonic() + reserve >= self.deadline:
             return "time limit"
         return None

@@ -1,7 +1,7 @@
 """Optional trackers: a run's epochs shown in TensorBoard or MLflow too, through their own libraries, if asked for.
 
-metrics.jsonl stays the truth. Every sitting first brings a tracker up to what stands there, then adds epoch by epoch,
-so that a killed run is neither doubled nor has holes. A tracker that fails is left alone for the rest of the sitting.
+metrics.jsonl stays the truth: every sitting shows all that stands there again, in place of what was shown before. A
+tracker that fails is left alone for the rest of the sitting.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,10 +45,15 @@ class Trackers:
     def __init__(self, track: Track, recipe: Tree, folder: Path, records: list[dict[str, Any]], meter: Meter) -> None:
         self.meter, self.live = meter, {}
         self.origin = time.time() - (records[-1]["time"]["seconds"] if records else 0)  # as if it had never paused
-        parameters = {key: value for key, value in _flat(recipe) if not key.startswith("track.")}
+        settings = {
+            f"{table}.{key}": ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+            for table, values in recipe.items()
+            if table != "track"
+            for key, value in values.items()
+        }
         for kind in [TensorBoard] * track.tensorboard + [MLflow] * bool(track.mlflow):
             with self._spared(kind.__name__):
-                self.live[kind.__name__] = kind(track, folder, parameters)
+                self.live[kind.__name__] = kind(track, folder, settings)
         for record in records:
             self.epoch(record)
 
@@ -82,78 +86,52 @@ class Trackers:
         self.meter.started += time.perf_counter() - started
 
 
-def _flat(tree: Tree, above: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """`train.epochs`, 30; lists as a recipe's overrides have them."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield above + key, ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
 class TensorBoard:
-    """RUN/tensorboard: an event file a sitting, each with all epochs so far, so that the last one counts."""
+    """RUN/tensorboard: an event file a sitting, each with all epochs so far, at which viewers forget the one before."""
 
-    def __init__(self, track: Track, folder: Path, parameters: dict[str, Any]) -> None:
+    def __init__(self, track: Track, folder: Path, settings: dict[str, Any]) -> None:
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+        from torch.utils.tensorboard import SummaryWriter
 
-        self.path = folder / "tensorboard" / f"events.out.tfevents.{time.time_ns()}"
-        self.path.parent.mkdir(exist_ok=True)
-        self._write(file_version="brain.Event:2")
-        # A viewer forgets what the files before said; were they deleted, one that is open would never see this one.
-        self._write(session_log={"status": "START"})
-        self._write(summary=hparams_pb(parameters))
-
-    def _write(self, **event: Any) -> None:
-        from tensorboard.compat.proto import event_pb2
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        event = {"wall_time": time.time()} | event
-        with self.path.open("ab") as file:
-            RecordWriter(file).write(event_pb2.Event(**event).SerializeToString())  # type: ignore[attr-defined]
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
+        self.writer._get_file_writer().add_summary(hparams_pb(settings))
+        self.writer.flush()
 
     def log(self, epoch: int, when: float, figures: dict[str, float]) -> None:
-        values = [{"tag": key, "simple_value": value} for key, value in figures.items()]
-        self._write(wall_time=when, step=epoch, summary={"value": values})
+        for key, value in figures.items():
+            self.writer.add_scalar(key, value, epoch, when)
+        self.writer.flush()
 
     def close(self) -> None:
-        """Nothing is open."""
+        self.writer.close()
 
 
 class MLflow:
-    """A run's MLflow run, found again by a tag that the run folder keeps; epochs that it has are not logged again."""
+    """A run's MLflow run, whose id the run folder keeps; epochs that it has are not logged again."""
 
-    def __init__(self, track: Track, folder: Path, parameters: dict[str, Any]) -> None:
+    def __init__(self, track: Track, folder: Path, settings: dict[str, Any]) -> None:
         import filelock
 
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import, or it reports on its use
-        for key, value in {
-            "HTTP_REQUEST_TIMEOUT": "5",
-            "HTTP_REQUEST_MAX_RETRIES": "1",
-            "LOGGING_LEVEL": "ERROR",
-        }.items():
-            os.environ.setdefault(f"MLFLOW_{key}", value)  # its 120 s and 7 retries would hold up the training
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # its 120 s and 7 retries would hold up the training
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         from mlflow import MlflowClient
         from mlflow.entities import Param
-        from mlflow.store.db import utils
 
-        utils.MAX_RETRY_COUNT = 2  # 10 take 100 s where a database is down
-        uri, artifacts, out = track.mlflow, None, folder.parent.absolute()
-        if uri == "sqlite":
-            uri, artifacts = f"sqlite:///{(out / 'mlflow.db').as_posix()}", (out / "mlflow-artifacts").as_uri()
+        out, kept = folder.parent.absolute(), folder / "mlflow_run.txt"
+        uri = f"sqlite:///{(out / 'mlflow.db').as_posix()}" if track.mlflow == "sqlite" else track.mlflow
         with filelock.FileLock(out / ".mlflow.lock", timeout=60):  # runs that start together: one makes the tables
             self.client = MlflowClient(uri)
             found = self.client.get_experiment_by_name("weightclass")
-            experiment = found.experiment_id if found else self.client.create_experiment("weightclass", artifacts)
-        if not (path := folder / "mlflow_id.txt").exists():
-            atomic_write(path, uuid.uuid4().hex)
-        tags = {"weightclass_id": path.read_text(encoding="utf-8")}
-        runs = self.client.search_runs([experiment], f"tags.weightclass_id = '{tags['weightclass_id']}'")
-        run = runs[0] if runs else self.client.create_run(experiment, tags=tags, run_name=folder.name)
-        self.run = run.info.run_id
-        if not run.data.params:
-            self.client.log_batch(self.run, params=[Param(key, str(value)) for key, value in parameters.items()])
-        histories = [self.client.get_metric_history(self.run, key) for key in run.data.metrics]
+            experiment = found.experiment_id if found else self.client.create_experiment("weightclass")
+        if not kept.exists():
+            run = self.client.create_run(experiment, run_name=folder.name).info.run_id
+            self.client.log_batch(run, params=[Param(key, str(value)) for key, value in settings.items()])
+            atomic_write(kept, run)
+        self.run = kept.read_text(encoding="utf-8")
+        keys = self.client.get_run(self.run).data.metrics
+        histories = [self.client.get_metric_history(self.run, key) for key in keys]
         self.known = {(metric.key, metric.step) for history in histories for metric in history}
 
     def log(self, epoch: int, when: float, figures: dict[str, float]) -> None:

@@ -25,7 +25,8 @@ SLOTS = torch.arange(COUNT)
 def draw(place: int, name: str, step: int, count: int = COUNT) -> Draw:
     """The numbers that the operation at this place of a pipeline of seed 0 will draw."""
     slots = torch.arange(count)
-    return Draw(seeding.key(0, f"augment/{place}/{name}", step), slots, slots, 0, torch.zeros(3, dtype=torch.uint8))
+    words = seeding.words(seeding.key(0, f"augment/{place}/{name}", step), slots)
+    return Draw(words, slots, slots, 0, torch.zeros(3, dtype=torch.uint8))
 
 
 def even(counts: Tensor, sigmas: float = 4.5) -> bool:
@@ -165,7 +166,7 @@ def test_perspective_corners_reach_as_far_as_they_say() -> None:
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_shares_are_betas(name: str) -> None:
     """Beta(1, 1) is uniform: mean 1/2, variance 1/12 (cutmix: up to the clipped boxes, which leave more)."""
-    from weightclass.data.loader import Batch
+    from weightclass.batching import Batch
 
     batch = Batch(pictures(2).repeat(COUNT // 2, 1, 1, 1), SLOTS % 2, SLOTS, SLOTS)
     kept = pipeline(name, shape=(3, 8, 8)).augment(batch, 0, 0).labels.gather(1, (SLOTS % 2)[:, None])

@@ -16,7 +16,7 @@ from tests.reference.pictures import natural
 from weightclass import config, seeding
 from weightclass.augment import ops
 from weightclass.augment.pipeline import FUNCTIONS, Augment, Pipeline, check, parse
-from weightclass.data.loader import Batch
+from weightclass.batching import Batch
 from weightclass.errors import UserError
 
 GEOMETRY = ("crop(2)", "flip", "crop(1, reflect)", "flip(0.3)", "altflip", "shear_x(0.3)", "shear_y(0.3, bilinear)")

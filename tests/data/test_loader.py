@@ -11,8 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.reference import data as twin
+from weightclass.batching import Batch
 from weightclass.data.dataset import Dataset
-from weightclass.data.loader import Batch, Loader
+from weightclass.data.loader import Loader
 from weightclass.data.store import Stored
 from weightclass.errors import UserError
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.reference.pictures import Lazy, ramp, read
 from weightclass.evaluation import grids
@@ -145,14 +142,3 @@ def test_nothing_is_confused_nothing_is_written(tmp_path: Path) -> None:
         scorecard(torch.eye(3), labels, list("abc")), ramp(3, 3, 8, 8), labels, torch.eye(3), tmp_path / "c.png", ""
     )
     assert not list(tmp_path.iterdir())
-
-
-# --- the grid ----------------------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 64), st.floats(0.05, 20))
-def test_columns_waste_little(count: int, tallness: float) -> None:
-    columns = grids._columns(count, tallness)
-    assert 1 <= columns <= count
-    rows = math.ceil(count / columns)
-    assert rows * columns - count < max(columns, 2)

@@ -325,7 +325,10 @@ def option_a() -> Weights:
 
 BROKEN: dict[str, tuple[Callable[[], Weights], str]] = {
     "ImageNet": (lambda: small() | {"conv1.weight": torch.ones(4, 3, 7, 7)}, "ImageNet's 7x7 stem"),
-    "bottleneck": (lambda: small() | {"layer1.0.conv3.weight": torch.ones(16, 4, 1, 1)}, "bottleneck blocks are not"),
+    "bottleneck": (
+        lambda: small() | {"layer1.0.conv3.weight": torch.ones(16, 4, 1, 1)},
+        "'layer1.0.conv3.weight' is no part",
+    ),
     "five channels": (lambda: small() | {"conv1.weight": torch.ones(4, 5, 3, 3)}, "conv1 is 3x3 on 5 channels"),
     "option A": (option_a, r"layer2.0.shortcut.0.weight is missing: shortcuts without parameters \(option A\) are not"),
     "SE block": (lambda: small() | {"layer1.0.se.fc1.weight": torch.ones(1, 4)}, "'layer1.0.se.fc1.weight' is no part"),
@@ -344,8 +347,14 @@ BROKEN: dict[str, tuple[Callable[[], Weights], str]] = {
         lambda: small() | {"layer1.0.conv2.weight": torch.ones(4, 1, 3, 3)},
         "layer1.0.conv2.weight is 4x1x3x3 where 4x4x3x3 .*grouped convolutions are not supported",
     ),
-    "even kernel": (lambda: small() | {"layer1.0.conv1.weight": torch.ones(4, 4, 2, 2)}, "kernel of 2x2: only odd"),
-    "long kernel": (lambda: small() | {"conv1.weight": torch.ones(4, 3, 3, 1)}, "kernel of 3x1: only odd"),
+    "even kernel": (
+        lambda: small() | {"layer1.0.conv1.weight": torch.ones(4, 4, 2, 2)},
+        "conv1.weight is 4x4x2x2: .*odd square kernels",
+    ),
+    "long kernel": (
+        lambda: small() | {"conv1.weight": torch.ones(4, 3, 3, 1)},
+        "conv1.weight is 4x3x3x1: .*odd square kernels",
+    ),
     "flat": (lambda: small() | {"conv1.weight": torch.ones(4, 27)}, "conv1.weight is 4x27: expected 4 axes"),
     "empty": (lambda: small() | {"linear.weight": torch.ones(0, 6)}, "linear.weight is 0x6: expected 2 axes, none"),
     "twice": (lambda: small() | {"fc.weight": torch.ones(5, 6)}, "under two names"),

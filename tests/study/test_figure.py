@@ -78,9 +78,12 @@ def test_they_say_what_they_show(tmp_path: Path, drawn: dict[str, Figure]) -> No
 
 
 def test_validation_is_called_so(tmp_path: Path, drawn: dict[str, Figure]) -> None:
-    bare = with_runs(sheet(1, 1), 0, replace(run(0, 0, split="validation"), result=None))
+    bare = with_runs(
+        sheet(1, 1, loss_figure="Figure 5: Test Loss"), 0, replace(run(0, 0, split="validation"), result=None)
+    )
     figure.save(bare, tmp_path)
     assert drawn["loss"].axes[0].get_ylabel() == "validation loss (on a log scale)"
+    assert "Figure 5: Validation Loss" in words(drawn["loss"])
     assert "One seed a row." in words(drawn["loss"]) and "watched" not in words(drawn["loss"])
 
 

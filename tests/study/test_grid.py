@@ -16,7 +16,7 @@ import pytest
 
 from weightclass import results, run
 from weightclass.errors import UserError
-from weightclass.files import run_lock
+from weightclass.files import Unwritable, run_lock
 from weightclass.study import grid, plan, sheet
 from weightclass.study.plan import Short
 from weightclass.study.sheet import Sheet
@@ -106,6 +106,17 @@ def test_equal_settings_are_one_run(tmp_path: Path) -> None:
     assert told.lines[1].runs == told.lines[2].runs
 
 
+def test_equal_settings_are_one_run_under_another_recipe_s_name_too(tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text('base = "quickstart"\n', encoding="utf-8")
+    other = (tmp_path / "other.toml").as_posix()
+    row = f'\n[[rows]]\nlabel = "as wide"\nrecipe = "{other}"\nset = ["model.channels=4,8"]\n'
+    told = study(tmp_path, TEXT + row, seeds=(5,))
+    assert len(finished(tmp_path)) == 2
+    assert told.lines[1].runs[0].result == told.lines[2].runs[0].result
+    alone = study(tmp_path, TEXT.partition("[[rows]]")[0] + row, seeds=(5,))
+    assert len(finished(tmp_path)) == 2 and alone.lines[0].results == told.lines[1].results
+
+
 def test_a_pilot_says_so_in_its_names_and_keeps_off_the_test_set(tmp_path: Path) -> None:
     told = study(tmp_path, TEXT, "train.ema=0", short=Short(epochs=1), seeds=(0,))
     assert told.command.endswith("widths.toml train.ema=0 --epochs 1 --seeds 0")
@@ -144,6 +155,47 @@ def test_a_failure_that_was_luck_is_forgotten(tmp_path: Path, monkeypatch: pytes
     assert all(len(line.results) == 1 and not line.runs[0].failure for line in told.lines)
 
 
+def test_a_full_disk_ends_the_study_and_is_no_run_s_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> run.Outcome:
+        raise Unwritable("disk full: free some space and run the same command again")
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="disk full"):
+        patched.setattr("weightclass.run.carry_out", full)
+        study(tmp_path)
+    assert not list(tmp_path.glob("*/failed.json"))
+
+
+def test_a_damaged_result_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study(tmp_path, seeds=(0,))
+    finished(tmp_path)[0].joinpath("result.json").write_text("{", encoding="utf-8")
+    monkeypatch.setattr("weightclass.run.carry_out", None)
+    with pytest.raises(UserError, match=r"result\.json: not a result of this version"):
+        study(tmp_path)
+
+
+def test_a_run_that_has_succeeded_elsewhere_has_not_failed(tmp_path: Path) -> None:
+    study(tmp_path, seeds=(0,))
+    for folder in finished(tmp_path):
+        folder.joinpath(grid.FAILED).write_text('{"tries": 2, "why": "luck"}', encoding="utf-8")
+    assert not any(each.failure for line in study(tmp_path, seeds=(0,)).lines for each in line.runs)
+
+
+def test_ctrl_c_while_a_run_finishes_ends_the_study_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightclass.run.draw", lambda *_: signal.raise_signal(signal.SIGINT))
+    ((told, _),), stopped = grid.run_studies([written(tmp_path)], out=tmp_path, quiet=True)
+    assert stopped == "Ctrl-C" and [len(line.results) for line in told.lines] == [1, 0]
+
+
+def test_studies_of_one_name_and_pilots_of_a_long_one(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(UserError, match="two of one name"):
+        grid.run_studies([written(tmp_path), written(tmp_path / "sub")], out=tmp_path)
+    long = ["train.clip_norm=1.5", "train.label_smoothing=0.125", "optimizer.weight_decay=0.00025"]
+    for last in ("optimizer.momentum=0.5", "optimizer.momentum=0.25"):
+        grid.run_studies([written(tmp_path)], *long, last, out=tmp_path, time_limit=0.0)
+    assert len(list(tmp_path.glob("studies/*/sheet.json"))) == 2
+
+
 def test_a_time_limit_stops_the_study_and_the_same_call_goes_on(tmp_path: Path) -> None:
     name = written(tmp_path)
     ((told, _),), stopped = grid.run_studies([name], out=tmp_path, quiet=True, time_limit=0.0)
@@ -174,6 +226,26 @@ def test_two_jobs_share_the_runs(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert all(len(line.results) == 2 for line in told.lines)
     said = re.findall(r"(?m)^\[\d/4\] ", capfd.readouterr().out)
     assert len(said) == len(finished(tmp_path)) == 4  # each trained once
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_helpers_end_with_the_first_process(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "weightclass", "study", written(tmp_path), "train.epochs=100000", "--jobs", "2"]
+    with (tmp_path / "log").open("wb") as log:
+        first = subprocess.Popen([*command, "--out", str(tmp_path)], cwd=ROOT, stdout=log, stderr=log)
+    while len(locks := list(tmp_path.glob("*/.lock.pid"))) < 2:
+        time.sleep(0.05)
+        assert first.poll() is None
+    first.send_signal(number)
+    first.wait(timeout=60)
+    until = time.monotonic() + 60
+    while any(lock.exists() and lock.read_text().strip() != str(first.pid) for lock in locks):
+        time.sleep(0.05)
+        assert time.monotonic() < until
+    saved = len(list(tmp_path.glob("*/checkpoint/*.safetensors")))
+    assert saved >= (2 if number == signal.SIGTERM else 1) and b"Traceback" not in (tmp_path / "log").read_bytes()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")

@@ -44,7 +44,25 @@ def test_the_rows_of_one_seed_come_before_the_next_seed() -> None:
 def test_a_row_s_setting_replaces_the_study_s_and_the_user_s_replaces_both() -> None:
     assert [cell.named.recipe.train.epochs for cell in cells()[:2]] == [40, 20]
     assert [cell.named.recipe.train.epochs for cell in cells("train.epochs=7")[:2]] == [7, 7]
-    assert [cell.named.recipe.train.seed for cell in cells("train.seed=9")] == [3, 3, 1, 1]
+    assert [cell.named.recipe.train.seed for cell in cells("train.epochs=7")] == [3, 3, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "short", "message"),
+    [
+        (["train.seed=9"], plan.FULL, "row 'whole': train.seed is not a study's to set"),
+        (["train.epochs=7", "train.epochs=8"], plan.FULL, "row 'whole': override 'train.epochs=8': .* set twice"),
+        ([], Short(epochs=30), "row 'half': --epochs 30: its full training has only 20"),
+    ],
+)
+def test_nothing_is_silently_overruled(settings: list[str], short: Short, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cells(*settings, short=short)
+
+
+def test_a_seed_counts_once() -> None:
+    with pytest.raises(UserError, match="seeds 1, 1: one stands there twice"):
+        plan.cells(study(), [1, 1])
 
 
 def test_the_command_of_a_run_makes_the_same_run() -> None:
@@ -88,6 +106,9 @@ def test_over_budget_is_marked_by_the_whole_network_and_trained_all_the_same() -
         ('title = "t"\n[[rows]]\nlabel = "a"\n[[rows]]\nlabel = "a"', "study {}: two rows have the same label"),
         ('title = "t"\ncompare = "b"\n[[rows]]\nlabel = "bb"', "study {}: compare = 'b': did you mean bb?"),
         ('title = "t"\nrow = 3', "study {}: unknown key row: did you mean rows?"),
+        ('title = "t"\n[[rows]]\nlabl = "a"', "study {}: unknown key rows.0.labl: did you mean label?"),
+        ('title = "t"\nseeds = []', "study {}: seeds = []: expected list of length >= 1"),
+        ('title = "t"\nbudget = "lots"', "study {}: budget: 'lots' is not a size"),
         ("title =", "study {}: not valid TOML: "),
     ],
 )
@@ -106,6 +127,12 @@ def test_mistakes_in_a_name_and_in_a_row(tmp_path: Path) -> None:
         plan.load(str(tmp_path / "none.toml"))
     with pytest.raises(UserError, match=r"unknown key model\.chanels"):
         plan.cells(study(TEXT.replace("model.channels=8,16,32", "model.chanels=8")), [0])
+
+
+def test_a_file_that_is_called_like_a_shipped_study_would_replace_its_tables(tmp_path: Path) -> None:
+    (tmp_path / "table1.toml").write_text(TEXT, encoding="utf-8")
+    with pytest.raises(UserError, match="table1 comes with the package"):
+        plan.load(str(tmp_path / "table1.toml"))
 
 
 def test_every_study_is_listed_with_its_commands() -> None:

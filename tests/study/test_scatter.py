@@ -56,10 +56,11 @@ def test_points_bars_and_rings(what: str, x: float) -> None:
     assert on.get_ylabel() == "test accuracy, % (errors on a log scale)"
 
 
-def test_a_pilot_has_no_rings() -> None:
-    on, ends, notes = draw(sheet(2, 1, "10 epochs"), "params")
-    assert len(marks(on, 0)) == 1 and "published 92" in ends[0][2] and "Rings" not in notes
-    assert "One seed a row." in notes and "Grey: published networks, trained in full." in notes
+@pytest.mark.parametrize("one", [sheet(2, 1, "10 epochs"), sheet(2, 1, split="validation")])
+def test_pilots_and_validation_have_no_rings(one: Sheet) -> None:
+    on, ends, notes = draw(one, "params")
+    assert len(marks(on, 0)) == 1 and "published" not in ends[0][2] and "Rings" not in notes
+    assert "One seed a row." in notes and "Grey: published test accuracies of networks trained in full." in notes
 
 
 def test_rows_without_results_have_no_point() -> None:

@@ -102,6 +102,28 @@ def test_footnotes() -> None:
     assert noted.notes == ("the notebook names another optimizer",)
 
 
+def test_a_gap_is_to_what_was_published_of_the_test_set_in_full() -> None:
+    assert figures(sheet())[0].gap is not None
+    assert {row.gap for told in (sheet(pilot="10 epochs"), sheet(split="validation")) for row in figures(told)} == {
+        None
+    }
+
+
+def test_rows_that_are_the_same_runs_say_so() -> None:
+    first, same, other = figures(made({0: 90.0, 1: 91.0}, {0: 90.0, 1: 91.0}, {2: 92.0}))
+    assert same.notes[-1] == f"equal settings: the same run as {first.label}"
+    assert not any("same run" in note for note in (*first.notes, *other.notes))
+
+
+def test_rows_computed_elsewhere_say_where() -> None:
+    told = sheet()
+    line = msgspec.structs.replace(
+        told.lines[1], runs=made({0: 90.0}, computed_on="cuda, 2 threads, bfloat16").lines[0].runs
+    )
+    rows = figures(msgspec.structs.replace(told, lines=(told.lines[0], line, told.lines[2])))
+    assert [row.notes[-1] for row in rows[:2]] == ["trained on cpu float32", "trained on cuda bfloat16"]
+
+
 def test_where_it_was_computed_and_by_which_version() -> None:
     cuda, cpu = made({0: 90.0}, computed_on="cuda, 2 threads, bfloat16, compiled", version="0.0.9"), made({1: 90.0})
     line = msgspec.structs.replace(cuda.lines[0], runs=(*cuda.lines[0].runs, *cpu.lines[0].runs))

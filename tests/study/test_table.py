@@ -53,7 +53,16 @@ def test_a_pilot_says_so_and_how_it_was_shortened(form: Any) -> None:
 @pytest.mark.parametrize("form", [table.markdown, table.latex, shown])
 def test_the_caption_of_a_pilot(form: Any) -> None:
     text = flat(form(sheet(pilot=PILOT)))
-    assert f"(PILOT: {PILOT})" in text and "of a full run" in text and "need not rank the rows" in text
+    assert (
+        f"(PILOT: {PILOT})" in text and "of full runs, not to be compared" in text and "need not rank the rows" in text
+    )
+    assert "gap" not in text.lower() and "gap" in form(sheet())
+
+
+def test_the_caption_tells_no_more_than_the_seeds_do() -> None:
+    one, three = (table.markdown(sheet(2, seeds)) for seeds in (1, 3))
+    assert "Accuracy: of one run a row;" in one and "t-test" not in one and "over the seeds that both have." in one
+    assert "Accuracy: mean +- standard deviation" in three and "have; p: paired t-test" in three
 
 
 @pytest.mark.parametrize("form", [table.markdown, table.latex, shown])
@@ -81,7 +90,7 @@ def test_the_luck_of_the_images_is_told() -> None:
     told = [table.markdown(sheet(1, n=n)) for n in (10_000, 1000)]
     for text, sentence in zip(told, ("on 10,000 images, ", "on 1,000 images, "), strict=True):
         assert sentence + "the 95 % sampling error of one run is up to +-" in text
-    assert "up to +-0.57; trained on cpu float32." in told[0] and "up to +-1.79;" in told[1]
+    assert "up to +-0.57; trained on cpu float32. Minutes are" in told[0] and "up to +-1.79;" in told[1]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +105,8 @@ def test_a_difference(p: float | None, cell: str) -> None:
 def test_the_budget_is_marked(form: Any) -> None:
     text = re.sub(r"[\\{}]", "", form(sheet(over={1})))
     assert "11,173,962*" in text and "4,978,810*" not in text and "budget of 5M" in text
-    assert "budget" not in form(sheet())
+    assert "budget" not in form(sheet()) and "at full width" not in text
+    assert "budget of 5M parameters at full width." in flat(form(sheet(pilot=PILOT, over={1})))
 
 
 def test_footnotes_are_numbered_once_in_order() -> None:
@@ -203,9 +213,9 @@ def test_latex_escapes(label: str, escaped: str) -> None:
 
 
 def test_latex_numbers() -> None:
-    text = table.latex(sheet(pilot=PILOT))
+    text = table.latex(sheet())
     assert r"90.93 $\pm$ 0.21" in text and "& $-$1.07 &" in text and r"SGD 0\textsuperscript{1} &" in text
-    assert r"\label{tab:table4-PILOT}" in text and r"test accuracy (\%)" in text
+    assert r"\label{tab:table4-PILOT}" in table.latex(sheet(pilot=PILOT)) and r"test accuracy (\%)" in text
 
 
 def test_what_is_saved(tmp_path: Path) -> None:

@@ -32,8 +32,10 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """ImageEnhance.Contrast: 0 is the image's mean grey. 1 or 3 channels."""
-    return blend(mean_grey(images), images, factor)
+    """ImageEnhance.Contrast: 0 is the image's mean grey, half rounded up. 1 or 3 channels."""
+    pixels = images.shape[2] * images.shape[3]
+    mean = (grey(images).sum((1, 2, 3), keepdim=True) + pixels // 2) // pixels
+    return blend(mean.byte(), images, factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -62,17 +64,7 @@ def invert(images: Tensor) -> Tensor:
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """ImageOps.autocontrast: stretch each channel to 0..255."""
-    return look_up(images, autocontrast_tables(images))
-
-
-def equalize(images: Tensor) -> Tensor:
-    """ImageOps.equalize: flatten each channel's histogram."""
-    return look_up(images, equalize_tables(images))
-
-
-def autocontrast_tables(images: Tensor) -> Tensor:
-    """uint8 [n, C, 256]; a flat channel keeps its level.
+    """ImageOps.autocontrast: stretch each channel to 0..255; a flat one keeps its level.
 
     In float64, for Pillow's own rounding errors: one pair of lowest and highest level in five has a level off by one.
     """
@@ -83,11 +75,11 @@ def autocontrast_tables(images: Tensor) -> Tensor:
     flat = low == high
     low, span = low.masked_fill_(flat, 0), (high - low).masked_fill_(flat, 255).double()
     scale = torch.full_like(span, 255).div_(span)  # 255 / span would be 255 * (1 / span), rounded twice
-    return _bytes((_levels(low) * scale).sub_(low * scale).clamp_(0, 255)).to(images.device)
+    return look_up(images, _bytes((_levels(low) * scale).sub_(low * scale).clamp_(0, 255)).to(images.device))
 
 
-def equalize_tables(images: Tensor) -> Tensor:
-    """uint8 [n, C, 256]; a channel of one level, or with fewer than 255 pixels below its highest, stays as it is.
+def equalize(images: Tensor) -> Tensor:
+    """ImageOps.equalize: flatten each channel's histogram; with fewer than 255 pixels below its highest level it stays.
 
     Whole numbers in float32, whose division is fast; a half makes it exact, however it rounds, up to 2^21 pixels.
     """
@@ -99,7 +91,7 @@ def equalize_tables(images: Tensor) -> Tensor:
     step = below.gather(2, images.amax((2, 3)).long().unsqueeze(2)).add_(0.5).div_(255).floor_()
     spread = _bytes(below.add_(step.div(2).floor_().add_(0.5)).div_(step).clamp_(max=255))
     levels = _levels(counts)
-    return levels + (spread - levels) * (step > 0)  # torch.where, but five times as fast
+    return look_up(images, levels + (spread - levels) * (step > 0))  # torch.where, but five times as fast
 
 
 def grey(images: Tensor) -> Tensor:
@@ -109,12 +101,6 @@ def grey(images: Tensor) -> Tensor:
     red, green, blue = images.int().split(1, 1)
     luma = (red * 19595).add_(green, alpha=38470).add_(blue, alpha=7471)
     return luma.add_(0x8000).bitwise_right_shift_(16).byte()
-
-
-def mean_grey(images: Tensor) -> Tensor:
-    """uint8 [n, 1, 1, 1]: the mean of `grey`, half rounded up."""
-    pixels = images.shape[2] * images.shape[3]
-    return ((grey(images).sum((1, 2, 3), keepdim=True) + pixels // 2) // pixels).byte()
 
 
 def smooth(images: Tensor) -> Tensor:

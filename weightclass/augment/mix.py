@@ -6,6 +6,9 @@ Targets are probabilities float32 [n, classes]; partners int64 [n] are places in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,7 +70,7 @@ def beta_quantiles(alpha: float, beta: float, count: int = 4096) -> Tensor:
     """float32 [count] on the CPU: Beta(alpha, beta) at (i + 0.5) / count, of which a uniform i draws one."""
     from scipy.special import betaincinv
 
-    return _table(betaincinv(alpha, beta, _middles(count)))
+    return _quantiles(partial(betaincinv, alpha, beta), count)
 
 
 def gamma_quantiles(alpha: float, count: int = 4096) -> Tensor:
@@ -75,19 +78,15 @@ def gamma_quantiles(alpha: float, count: int = 4096) -> Tensor:
     the Dirichlet distribution with k equal parameters `alpha`."""
     from scipy.special import gammaincinv
 
-    return _table(gammaincinv(alpha, _middles(count))).clamp(min=torch.finfo(torch.float32).tiny)
+    return _quantiles(partial(gammaincinv, alpha), count).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def normal_quantiles(count: int = 65_536) -> Tensor:
     """float32 [count] on the CPU: the standard normal distribution at (i + 0.5) / count."""
     from scipy.special import ndtri
 
-    return _table(ndtri(_middles(count)))
+    return _quantiles(ndtri, count)
 
 
-def _middles(count: int) -> np.ndarray:
-    return (np.arange(count) + 0.5) / count
-
-
-def _table(quantiles: np.ndarray) -> Tensor:
-    return torch.from_numpy(quantiles).float()
+def _quantiles(inverse: Callable[[np.ndarray], np.ndarray], count: int) -> Tensor:
+    return torch.from_numpy(inverse((np.arange(count) + 0.5) / count)).float()

@@ -31,22 +31,20 @@ Interpolation = Literal["nearest", "bilinear"]
 class Draw:
     """One operation's stream of numbers at one step, a row an image: each call takes the next ones."""
 
-    key: int | Tensor
+    words: Tensor
+    """`seeding.words` of the operation's key at this step."""
     slots: Tensor
     indices: Tensor
     """int64 [n]: the images' places in the data set."""
     epoch: int | Tensor
     fill: Tensor
     prepared: Any = None
-    _words: Tensor | None = None
     _taken: int = 0
 
     def bits(self, draws: int) -> Tensor:
         """int64 [draws, n] below 2^32."""
-        if self._words is None:
-            self._words = seeding.words(self.key, self.slots)
         self._taken += draws
-        return seeding.drawn(self._words, draws, self._taken - draws)
+        return seeding.drawn(self.words, draws, self._taken - draws)
 
     def integers(self, low: int, high: int, draws: int = 1) -> Tensor:
         """int64 [draws, n] in [low, high]."""
@@ -356,6 +354,5 @@ PREPARED: dict[str, Callable[..., Any]] = {
     "trivialaugment": lambda setting, bins: setting.space(policies.wide_strengths(bins)),
     "augmix": _augmix,
     "noise": lambda setting, **_: mix.normal_quantiles().to(setting.device),
-    "mixup": lambda setting, alpha, **_: mix.beta_quantiles(alpha, alpha).to(setting.device),
-    "cutmix": lambda setting, alpha, **_: mix.beta_quantiles(alpha, alpha).to(setting.device),
+    **dict.fromkeys(MIXES, lambda setting, alpha, **_: mix.beta_quantiles(alpha, alpha).to(setting.device)),
 }

@@ -10,8 +10,8 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Protocol, TypeVar, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from weightclass import seeding
 from weightclass.augment import ops
 from weightclass.augment.operations import COLOURED, MIXES, OPERATIONS, PREPARED, Draw, Setting
+from weightclass.batching import Batch
 from weightclass.config import Table, near_miss
 from weightclass.errors import UserError
 
@@ -76,20 +77,6 @@ def _bind(text: str, operation: Callable[..., Any], args: list[Any], keywords: d
         raise UserError(f"augment.ops: {text!r}: {error}; usage: {operation.__name__}({usage})") from None
 
 
-class Batch(Protocol):
-    """A dataclass of at least these; int64 [n] all but the images, which are uint8 [n, C, H, W]."""
-
-    images: Tensor
-    labels: Tensor
-    slots: Tensor
-    """Places in the global batch."""
-    indices: Tensor
-    """Places in the data set."""
-
-
-AnyBatch = TypeVar("AnyBatch", bound=Batch)
-
-
 @dataclass
 class Pipeline:
     """uint8 images [n, C, H, W] augmented, and normalised to float32."""
@@ -102,10 +89,6 @@ class Pipeline:
     image_shape: tuple[int, int, int]
     classes: int
     compile: bool = False
-    _mean: Tensor = field(init=False)
-    _std: Tensor = field(init=False)
-    _fill: Tensor = field(init=False)
-    _prepared: list[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self._mean = torch.tensor(self.mean, device=self.device)
@@ -118,7 +101,7 @@ class Pipeline:
         setting = Setting(self.seed, place, *self.image_shape[1:], self.device)
         return PREPARED[name](setting, **arguments) if name in PREPARED else None
 
-    def augment(self, batch: AnyBatch, epoch: int, step: int) -> AnyBatch:
+    def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """The batch as the network sees it: images uint8 still, labels float32 [n, classes] where they are mixed."""
         keys = [
             seeding.key(self.seed, f"augment/{place}/{name}", step) for place, (name, _) in enumerate(self.operations)
@@ -132,7 +115,7 @@ class Pipeline:
             *keys, turn = torch.tensor([*signed, epoch]).to(self.device, non_blocking=True)
             apply = self._compiled
         images, targets = apply(batch.images, targets, batch.slots, batch.indices, turn, keys)
-        return replace(batch, images=images, labels=targets)  # type: ignore[type-var]
+        return replace(batch, images=images, labels=targets)
 
     def apply(
         self,
@@ -145,7 +128,7 @@ class Pipeline:
     ) -> tuple[Tensor, Tensor]:
         """All operations in their order, `keys` (integers, or tensors for a compiled graph) one each."""
         for (name, arguments), key, prepared in zip(self.operations, keys, self._prepared, strict=True):
-            draw = Draw(key, slots, indices, epoch, self._fill, prepared)
+            draw = Draw(seeding.words(key, slots), slots, indices, epoch, self._fill, prepared)
             if name in MIXES:
                 images, targets = MIXES[name](draw, images, targets, **arguments)
             else:

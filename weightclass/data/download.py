@@ -9,14 +9,14 @@ import sys
 import tarfile
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from weightclass.errors import UserError
 from weightclass.files import replace
-from weightclass.runlog import working
+from weightclass.runlog import Progress, working
 
 
 def expand(place: str) -> Path:
@@ -62,7 +62,7 @@ class _Bar:
 
     total = done = 0
 
-    def __init__(self, progress: Callable[[int, int], None]):
+    def __init__(self, progress: Progress):
         self.progress = progress
 
     def update(self, count: int) -> None:

@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -34,6 +33,7 @@ from weightclass.data.store import Stored
 from weightclass.device import cores
 from weightclass.errors import UserError
 from weightclass.files import replace, safe_name
+from weightclass.runlog import Progress
 
 SPLITS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 LAYOUT = "expected FOLDER/<class>/*.jpg or FOLDER/train/<class>/*.jpg (val/ and test/ may lie beside train/)"
@@ -153,7 +153,6 @@ def _image_shape(files: Files, size: int, colour: str) -> tuple[int, int, int]:
 
 VERSION = 1
 """Of what lies in the cache; a change in reading or resampling makes it another."""
-Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)

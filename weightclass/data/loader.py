@@ -7,30 +7,19 @@ same wherever its images lie.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from weightclass import seeding
+from weightclass.batching import Batch
 from weightclass.data.ahead import ahead
 from weightclass.data.dataset import Dataset
 from weightclass.data.store import Stored
 from weightclass.errors import UserError
 
 AHEAD = 4  # batches that are read while one is used
-
-
-@dataclass
-class Batch:
-    """Images uint8 [n, C, H, W] and labels int64 [n]; slots int64 [n] are each image's place in the global batch,
-    indices int64 [n] its place in the data set."""
-
-    images: Tensor
-    labels: Tensor
-    slots: Tensor
-    indices: Tensor
 
 
 class Loader:

@@ -22,6 +22,7 @@ from weightclass.data.dataset import Dataset, stratified_split
 from weightclass.data.download import cache_folder
 from weightclass.data.images import Fit
 from weightclass.errors import UserError
+from weightclass.runlog import Progress
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Amount = Count | Annotated[float, msgspec.Meta(ge=0)]
@@ -90,7 +91,7 @@ class Found:
 
     image_shape: tuple[int, int, int]
     classes: int
-    load: Callable[[folder.Progress | None], Splits]
+    load: Callable[[Progress | None], Splits]
 
 
 def find(config: Data) -> Found:
@@ -105,7 +106,7 @@ def find(config: Data) -> Found:
     return Found((3, 32, 32), which.classes, lambda _: _split(config, *cifar.read(which, config.path)))
 
 
-def load(config: Data, progress: folder.Progress | None = None) -> Splits:
+def load(config: Data, progress: Progress | None = None) -> Splits:
     """The sets that `config` asks for, on the CPU.
 
     Raises UserError, one line, for missing, damaged or foreign files and for a split that cannot be had.
@@ -163,7 +164,7 @@ def _check_splits(config: Data, pictures: folder.Found) -> None:
             raise UserError(f"data.{key} = {value}: {found}: leave the key out")
 
 
-def _folder(config: Data, pictures: folder.Found, progress: folder.Progress | None) -> Splits:
+def _folder(config: Data, pictures: folder.Found, progress: Progress | None) -> Splits:
     """Its own splits, or a stratified share as the test set where there is only one."""
     decoded = {split: folder.decode(pictures, split, config.fit, cache_folder(), progress) for split in pictures.splits}
     parts = {split: Dataset(part.images, part.labels, pictures.classes) for split, part in decoded.items()}

@@ -123,7 +123,7 @@ def _grid(images: Tensor, texts: Sequence[Sequence[Line]], path: str | Path, tit
     """Tiles in rows, pixel for pixel as the network sees them, with lines of text below each."""
     tiles = _tiles(images, 256 if len(images) <= 6 else 128)
     count, tall, wide, _ = tiles.shape
-    columns = _columns(count, tall / wide)
+    columns = min(count, max(4, round(math.sqrt(1.6 * tall / wide * count))))  # a little wider than tall
     across, down = wide + GAP, tall + GAP + LINE * max(map(len, texts))
     with _sheet(path, title, max(columns * across + GAP, 420), math.ceil(count / columns) * down) as axes:
         for i, (tile, lines) in enumerate(zip(tiles, texts, strict=True)):
@@ -146,13 +146,6 @@ def _paste(axes: Axes, tile: np.ndarray, place: tuple[int, int], lines: Sequence
     for j, (name, tail, colour) in enumerate(lines):
         text = fit(name, wide + GAP - 4, 6.5, tail)
         axes.text(x, y + tall + 3 + j * LINE, text, fontsize=6.5, color=colour, va="top")
-
-
-def _columns(count: int, tallness: float) -> int:
-    """How many columns: a little wider than tall, and near that the number that leaves the fewest places empty."""
-    wanted = min(count, max(4, round(math.sqrt(1.4 * tallness * count))))
-    near = range(math.ceil(0.75 * wanted), min(count, math.floor(1.25 * wanted)) + 1)
-    return min(near, key=lambda columns: (-count % columns, abs(columns - wanted)))
 
 
 def _tiles(images: Tensor, wanted: int) -> np.ndarray:

@@ -119,7 +119,7 @@ def scorecard(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Scoreca
         correct=correct,
         accuracy=correct / n,
         interval=wilson(correct, n),
-        top5=_top(5, logits, labels) if len(classes) > 5 else None,
+        top5=_top5(logits, labels) if len(classes) > 5 else None,
         nll=F.cross_entropy(logits, labels).item(),
         ece=ece,
         bins=bins,
@@ -135,12 +135,10 @@ def _class_score(n: int, *shares: float) -> ClassScore:
     return ClassScore(n=int(n), precision=precision, recall=recall, f1=f1)
 
 
-def _top(k: int, logits: Tensor, labels: Tensor) -> float:
-    """The share of labels among the `k` largest logits; of equal logits the first class counts, as in `argmax`."""
-    label = labels.unsqueeze(1)
-    own = logits.gather(1, label)
-    before = (logits > own) | ((logits == own) & (torch.arange(logits.shape[1]) < label))
-    return (before.sum(1) < k).double().mean().item()
+def _top5(logits: Tensor, labels: Tensor) -> float:
+    """The share of labels among the 5 largest logits; of equal logits the first class counts, as in `argmax`."""
+    best = logits.argsort(dim=1, descending=True, stable=True)[:, :5]
+    return (best == labels.unsqueeze(1)).any(1).double().mean().item()
 
 
 def _calibration(confidence: Tensor, right: Tensor) -> tuple[float, list[Bin]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from weightclass.device import out_of_memory
 from weightclass.errors import UserError
 from weightclass.evaluation.views import Views, once
+from weightclass.runlog import Progress
 
 BATCH_SIZE = 250  # a 128-wide ResNet at 32x32 then peaks at 0.6 GB of activations on a CPU, at no loss of speed
 
@@ -24,27 +24,16 @@ class Images(Protocol):
     def __getitem__(self, index: Any, /) -> Tensor: ...
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model.eval()` inside; afterwards every module is back in its own mode (a frozen BatchNorm stays frozen)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def logits(
     model: nn.Module,
     images: Images,
     normalise: Callable[[Tensor], Tensor],
     batch_size: int = BATCH_SIZE,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
     views: Views = once,
 ) -> Tensor:
-    """float32 [N, classes] on the model's device for uint8 `images` [N, C, H, W] anywhere, read batch by batch.
+    """float32 [N, classes] on the model's device for uint8 `images` [N, C, H, W] anywhere, read batch by batch. Leaves
+    the model in evaluation mode.
 
     `normalise` makes the float32 input of a uint8 batch on the model's device, `views` the logits of an input (see
     `views.VIEWS`; one look at each image if left out). The batch size changes memory and time, and the logits only
@@ -58,7 +47,8 @@ def logits(
 
     parts: list[Tensor] = []
     done = 0
-    with evaluating(model), torch.inference_mode():
+    model.eval()
+    with torch.inference_mode():
         while done < len(images) or not parts:
             try:
                 parts.append(look(images[done : done + batch_size]))

@@ -6,7 +6,6 @@ linear layers (half of `torch.utils.flop_counter`'s FLOPs).
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from weightclass.config import Table, parse_quantity
 from weightclass.errors import UserError
+from weightclass.runlog import short
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -29,20 +29,17 @@ SIZES = {"fp32": "bytes_fp32", "fp16": "bytes_fp16", "int8": "bytes_int8", "acti
 
 
 class Budget(Table, kw_only=True):
-    """The recipe's [budget] table. A network must stay *under* every limit that is set; "" sets none."""
+    """The recipe's [budget] table: limits of `Figures`, such as "5M", "1.2G" or "512KiB"; "" sets none.
+
+    A network must stay *under* every limit: params = "5M" admits at most 4,999,999.
+    """
 
     params: int | str = ""
-    """Trainable parameters: "5M" admits at most 4,999,999."""
     macs: int | str = ""
-    """Multiply-accumulates of one image, such as "1.2G"."""
     bytes_fp32: int | str = ""
-    """Weights and norm statistics at four bytes each, such as "20MB" or "512KiB"."""
     bytes_fp16: int | str = ""
-    """The same at two bytes each."""
     bytes_int8: int | str = ""
-    """The same as an int8 file: see `Weights.bytes_int8`."""
     activations: int | str = ""
-    """Peak bytes of activations in a float32 inference of one image."""
 
     def __post_init__(self) -> None:
         for key in self.__struct_fields__:
@@ -256,14 +253,6 @@ def table(weights: Weights, narrow: bool = False) -> RichTable:
     for cells in zip(*(cells[1:] for cells in columns.values()), strict=True):
         grid.add_row(*cells)
     return grid
-
-
-def short(number: float, unit: str = "") -> str:
-    """Three figures and a decimal prefix: `4.98 M`, `1.18 G`, `701 kB`."""
-    rounded = float(f"{number:.3g}")
-    power = min(int(math.log10(max(rounded, 1)) // 3), 3)
-    digits = 2 - int(math.log10(rounded / 1000**power)) if power else 0
-    return f"{rounded / 1000**power:.{digits}f} {' kMG'[power].strip()}{unit}".strip()
 
 
 def _bars(shares: list[float], width: int = 5) -> list[str]:

@@ -35,6 +35,3 @@ class HashDropout(nn.Module):
         if self.mask is None or self.mask.shape != features.shape:
             raise RuntimeError("dropout has no mask for this batch: call place(key, slots) before a training pass")
         return features * self.mask.to(features.dtype)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}, features={self.features}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from msgspec import structs
 from torch import nn
@@ -26,12 +28,9 @@ def build(
     Without a seed it stays on the meta device: shapes without memory, enough to weigh it. Raises UserError for a
     shape that cannot work.
     """
+    kind: Any = ResNet if isinstance(config, ResNetConfig) else MobileNetV2
     with torch.device("meta"):
-        model = (
-            ResNet(config, image_shape, classes)
-            if isinstance(config, ResNetConfig)
-            else MobileNetV2(config, image_shape, classes)
-        )
+        model = kind(config, image_shape, classes)
     if seed is None:
         return model
     model.to_empty(device="cpu")

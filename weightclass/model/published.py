@@ -26,6 +26,7 @@ from weightclass.model.resnet import ResNetConfig
 
 _ALONE = 'ask its owner for the weights alone, torch.save(model.state_dict(), "net.pth")'
 _WRAPPERS = ("net", "state_dict", "model", "model_state_dict")
+_OPTION_A = "shortcuts without parameters (option A) are not supported, only projections"
 _COUNTERS = ("num_batches_tracked", "n_averaged")  # batch norm's and torch's AveragedModel's: no inference reads them
 
 
@@ -66,7 +67,8 @@ def _parse(content: bytes, path: Path) -> Any:
         start = f"it begins with {content[:12]!r}" if content else "it is empty"
         raise UserError(f"{path}: neither a safetensors nor a torch file, {start}: fetch it anew, or {_ALONE}")
     try:
-        if content[:2] == b"PK" and _unpacked(content) > 4 * len(content) + 2**20:
+        packed = ZipFile(io.BytesIO(content)).infolist() if content[:2] == b"PK" else []
+        if sum(entry.file_size for entry in packed) > 4 * len(content) + 2**20:
             raise ValueError("a zip bomb: torch.save compresses no weights")
         if content[8:9] == b"{":
             from safetensors.torch import load
@@ -78,15 +80,9 @@ def _parse(content: bytes, path: Path) -> Any:
     if "TorchScript" in text:
         raise UserError(f"{path}: a TorchScript program, which is never run here: {_ALONE}")
     if named := re.search(r"GLOBAL ([\w.]{1,100}) ", text):
-        never = (
-            "and no object but tensors and plain values is ever made from a file, for it could run its author's code"
-        )
-        raise UserError(f"{path}: holds {named[1]}, {never}: {_ALONE}")
+        never = "no object but tensors and plain values is ever made from a file, for it could run its author's code"
+        raise UserError(f"{path}: holds {named[1]}, and {never}: {_ALONE}")
     raise UserError(f"{path}: damaged, or not a file of weights: fetch it anew, or {_ALONE}")
-
-
-def _unpacked(content: bytes) -> int:
-    return sum(entry.file_size for entry in ZipFile(io.BytesIO(content)).infolist())
 
 
 def _unwrap(found: Any) -> Mapping[Any, Any]:
@@ -152,13 +148,10 @@ class _Shapes:
     def of(self, name: str, axes: int = 4) -> tuple[int, ...]:
         """The shape of the linear layer's weight, or of a convolution's, whose kernel must be square and odd."""
         if name not in self.shapes:
-            option_a = "shortcuts without parameters (option A) are not supported, only projections"
-            self.refuse(f"{name} is missing: {option_a if '.shortcut.' in name else 'the network is not whole'}")
+            self.refuse(f"{name} is missing: {_OPTION_A if '.shortcut.' in name else 'the network is not whole'}")
         shape = self.shapes[name]
-        if len(shape) != axes or 0 in shape:
-            self.refuse(f"{name} is {_by(shape)}: expected {axes} axes, none of them empty")
-        if axes == 4 and (shape[2] != shape[3] or shape[2] % 2 == 0):
-            self.refuse(f"{name} has a kernel of {_by(shape[2:])}: only odd square kernels are supported")
+        if len(shape) != axes or 0 in shape or (axes == 4 and (shape[2] != shape[3] or shape[2] % 2 == 0)):
+            self.refuse(f"{name} is {_by(shape)}: expected {axes} axes, none of them empty, and odd square kernels")
         return shape
 
     def architecture(self) -> tuple[ResNetConfig, int, int]:
@@ -167,8 +160,6 @@ class _Shapes:
         if "conv1.weight" not in self.shapes or ("1", "0") not in blocks:
             found = ", ".join(repr(name[:80]) for name in list(self.shapes)[:3]) or "nothing"
             self.refuse(f"not named as a CIFAR ResNet: expected conv1, layer1.0.conv1 and so on, found {found}")
-        if "layer1.0.conv3.weight" in self.shapes:
-            self.refuse("layer1.0.conv3: bottleneck blocks are not supported, only blocks of two convolutions")
         _, channels, stem_kernel, _ = self.of("conv1.weight")
         if stem_kernel == 7 or channels not in (1, 3):
             known = "only CIFAR networks, of 1 or 3 channels and without ImageNet's 7x7 stem, are supported"

@@ -29,14 +29,8 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 def save(sheet: Sheet, folder: Path) -> list[Path]:
     """Draw the pictures that the sheet has numbers for: `<stem>-{accuracy,loss,params,pflops}.png`."""
-    titles = {
-        "accuracy": sheet.accuracy_figure or f"{sheet.title}: accuracy over epochs",
-        "loss": sheet.loss_figure or f"{sheet.title}: loss over epochs",
-        "params": f"{sheet.title}: accuracy against parameters",
-        "pflops": f"{sheet.title}: accuracy against training compute",
-    }
-    paths = {what: folder / f"{sheet.stem}-{what}.png" for what in titles}
-    return [path for what, path in paths.items() if _picture(sheet, what, path, titles[what])]
+    paths = {what: folder / f"{sheet.stem}-{what}.png" for what in sheet.titles}
+    return [path for what, path in paths.items() if _picture(sheet, what, path, sheet.titles[what])]
 
 
 def _picture(sheet: Sheet, what: str, path: Path, title: str) -> bool:
@@ -71,15 +65,9 @@ def _names(axes: Axes, sheet: Sheet, ends: Ends) -> None:
         axes.annotate(text, (1.08, height), xycoords="axes fraction", va="center")
 
 
-def split(sheet: Sheet) -> str:
-    """What was watched over epochs, "test" or "validation"."""
-    keys = {key for line in sheet.lines for run in line.runs for record in run.curve for key in record}
-    return "test" if "test_accuracy" in keys else "validation"
-
-
 def curves(sheet: Sheet, what: str) -> dict[int, Curve]:
     """By row, of those that have any."""
-    found = {row: _curve(line, f"{split(sheet)}_{what}") for row, line in enumerate(sheet.lines)}
+    found = {row: _curve(line, f"{sheet.watched}_{what}") for row, line in enumerate(sheet.lines)}
     return {row: curve for row, curve in found.items() if len(curve[0])}
 
 
@@ -104,8 +92,8 @@ def _draw(axes: Axes, sheet: Sheet, what: str, rows: dict[int, Curve]) -> tuple[
         axes.fill_between(epochs, values.min(0), values.max(0), color=look["color"], alpha=0.16, linewidth=0)
         axes.plot(epochs, mean, **look, lw=1.2, ms=4, markevery=None if len(epochs) <= 12 else [-1], clip_on=False)
         ends[row] = epochs[-1], mean[-1], f"{100 - mean[-1]:.2f} %" if what == "accuracy" else f"{mean[-1]:.3f}"
-    scatter.log_axis(axes, what, split(sheet))
+    scatter.log_axis(axes, what, sheet.watched)
     axes.set(xlabel="epoch", xmargin=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     notes = scatter.mean_of([len(values) for _, values in rows.values()], "bands: from the lowest to the highest")
-    return ends, notes + " The test set was watched at every epoch, and chose nothing." * (split(sheet) == "test")
+    return ends, notes + " The test set was watched at every epoch, and chose nothing." * (sheet.watched == "test")

@@ -6,13 +6,20 @@ skip a run that was finished meanwhile, or to go on with one whose process died.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
+import os
 import shlex
+import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,7 +27,7 @@ from weightclass import device, recipe, results, run
 from weightclass.data import sources
 from weightclass.data.sources import Data
 from weightclass.errors import UserError
-from weightclass.files import Busy, atomic_write, held, read_jsonl, safe_name
+from weightclass.files import Busy, Unwritable, atomic_write, held, read_jsonl, safe_name
 from weightclass.runlog import console, human_seconds
 from weightclass.stopping import Stopper
 from weightclass.study import figure, plan, sheet, table
@@ -29,10 +36,12 @@ from weightclass.study.sheet import Line, Run, Sheet
 
 POLL = 5.0
 """Seconds between two looks at runs that other processes hold."""
+SHEET = 5.0
+"""Seconds of a time limit that are kept for a study's tables, figures and page."""
 TRIES = 2
 FAILED = "failed.json"
-UNMARKED = ("machine.", "track.", "data.path=", "data.validation=", "train.checkpoint_seconds=")
-"""Settings that leave a study what it is; all others are named in its tables."""
+UNMARKED = ("machine.", "track.", "data.path=", "train.checkpoint_seconds=")
+"""Settings that leave a study what it is; all others make a pilot of it."""
 
 
 class Failure(msgspec.Struct):
@@ -57,15 +66,21 @@ def run_studies(
     `settings` go to every run, `seeds` replace the studies' own, `short` makes pilots of them, `jobs` processes share
     the cores. Returns each sheet with its folder, and why it stopped before all was done, if so. Raises UserError.
     """
-    deadline = None if time_limit is None else time.monotonic() + time_limit
-    if jobs > 1:
-        settings = (f"machine.threads={max(1, device.cores() // jobs)}", *settings)
+    reserve = min(SHEET * len(names), (time_limit or 0) / 2)
+    deadline = None if time_limit is None else time.monotonic() + time_limit - reserve
     studies = {name: plan.load(name) for name in names}
+    if len({_stem(name) for name in studies}) < len(studies):
+        raise UserError(f"{', '.join(studies)}: two of one name, whose tables would replace each other; rename a file")
     cells = {name: plan.cells(study, seeds or study.seeds, short, settings) for name, study in studies.items()}
     todo: dict[Path, Cell] = {}
     for cell in (cell for several in cells.values() for cell in several):
-        todo.setdefault(folder_of(cell, out), cell)  # equal settings are one run
-    stopped = _together(todo, out, deadline, quiet, jobs) if jobs > 1 else work(todo, out, deadline, quiet)
+        folder = folder_of(cell, out)
+        if folder.name[-8:] not in {each.name[-8:] for each in todo}:  # equal settings are one run
+            todo[folder] = cell
+    for folder, cell in todo.items():
+        _run(cell, folder)  # what is damaged there is told before the work, not after it
+    with _helpers(min(jobs, len(todo)), todo, out, deadline):
+        stopped = work(todo, out, Stopper(deadline), quiet)
     marks = ", ".join([*short.parts(), *(text for text in settings if not text.startswith(UNMARKED))])
     flags = [*settings, *short.flags(), *(["--seeds", ",".join(map(str, seeds))] if seeds else [])]
     sheets = {name: gather(name, study, cells[name], out, marks, flags) for name, study in studies.items()}
@@ -74,7 +89,8 @@ def run_studies(
 
 def folder_of(cell: Cell, out: str | Path) -> Path:
     """Where a run lies; its data is read once to know."""
-    return run.folder_of(cell.named, recipe.fingerprint(cell.named.recipe, _digest(cell.named.recipe.data)), out)  # type: ignore[arg-type]
+    settings = cell.named.recipe
+    return run.folder_of(cell.named, recipe.fingerprint(settings, _digest(settings.data)), out)  # type: ignore[arg-type]
 
 
 @cache
@@ -85,27 +101,32 @@ def _digest(data: Data) -> str:
 # --- the work ----------------------------------------------------------------------------------------------
 
 
-def work(todo: dict[Path, Cell], out: str | Path, deadline: float | None, quiet: bool) -> str | None:
+def work(todo: dict[Path, Cell], out: str | Path, stopper: Stopper, quiet: bool) -> str | None:
     """Train, one after another, what nobody has; returns why it stopped early, or None when all is finished.
 
-    A run that fails is tried once more after the others, and then left, with its reason in `failed.json`.
+    A run that fails is tried once more after the others, and then left, with its reason in `failed.json`. A full disk
+    is nobody's failure: it ends the work.
     """
     queue, busy = deque(todo), 0
     while queue:
         folder = queue.popleft()
         if _settled(folder, todo[folder]):
             continue
-        if deadline is not None and time.monotonic() >= deadline:
-            return "time limit"
+        if reason := stopper.reason():
+            return reason
         try:
             if held(folder):
                 raise Busy
-            outcome = run.carry_out(todo[folder].named, out, deadline, quiet)
+            outcome = run.carry_out(todo[folder].named, out, stopper, quiet)
         except Busy:
             queue.append(folder)
             busy += 1
+            if busy == len(queue):
+                _say(f"waiting for {busy} run{'s' * (busy > 1)} that other processes hold")
             if busy >= len(queue):  # nothing else is left to do
-                time.sleep(POLL if deadline is None else min(POLL, max(deadline - time.monotonic(), 0)))
+                time.sleep(POLL if stopper.deadline is None else min(POLL, max(stopper.deadline - time.monotonic(), 0)))
+        except (Unwritable, OSError):
+            raise
         except Exception as error:  # one run's trouble is no reason to lose the others
             _note_failure(folder, todo[folder], error)
             queue.append(folder)
@@ -127,16 +148,44 @@ def _settled(folder: Path, cell: Cell) -> bool:
     return failure.tries >= TRIES
 
 
-def _together(todo: dict[Path, Cell], out: str | Path, deadline: float | None, quiet: bool, jobs: int) -> str | None:
-    """`work` in several processes; where one of them is killed, the others do its runs."""
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(todo, out, deadline, True)) for _ in range(jobs)]
-    with Stopper(deadline) as stopper:  # Ctrl-C reaches the workers too, who save and end
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        return stopper.reason()
+@contextmanager
+def _helpers(jobs: int, todo: dict[Path, Cell], out: str | Path, deadline: float | None) -> Iterator[None]:
+    """Has `jobs` - 1 further processes work too, each with its share of the cores, for as long as this one does.
+
+    A run that was started with more threads keeps them (its bits depend on it), so they are no setting.
+    """
+    before, context = os.environ.get("OMP_NUM_THREADS"), multiprocessing.get_context("spawn")
+    (here, there), helpers = context.Pipe(), []
+    mask: Any = getattr(signal, "pthread_sigmask", lambda *_: ())  # Windows has none
+    heard = mask(signal.SIG_BLOCK, {signal.SIGINT})  # which helpers inherit: of a Ctrl-C this process tells them
+    os.environ["OMP_NUM_THREADS"] = str(max(1, device.cores() // max(1, jobs)))
+    try:
+        for _ in range(jobs - 1):
+            helpers.append(context.Process(target=_help, args=(todo, out, deadline, there)))
+            helpers[-1].start()
+        there.close()
+        mask(signal.SIG_SETMASK, heard)
+        yield
+    finally:
+        here.close()
+        for helper in helpers:
+            helper.join()
+        os.environ.pop("OMP_NUM_THREADS")
+        os.environ |= {"OMP_NUM_THREADS": before} if before else {}
+
+
+def _help(todo: dict[Path, Cell], out: str | Path, deadline: float | None, first: Connection) -> None:
+    """`work` until the first process ends, however it ends; then save and stop."""
+    stopper = Stopper(deadline)
+
+    def follow() -> None:
+        with suppress(EOFError, OSError):
+            first.recv()
+        stopper.asked = stopper.asked or "SIGTERM"
+
+    threading.Thread(target=follow, daemon=True).start()
+    with suppress(KeyboardInterrupt, UserError, OSError):  # the first one meets them too, and says so
+        work(todo, out, stopper, quiet=True)
 
 
 def _finished(folder: Path, outcome: run.Outcome, todo: dict[Path, Cell]) -> None:
@@ -153,9 +202,10 @@ def _title(cell: Cell) -> str:
 
 
 def _say(text: str) -> None:
-    out = console()
-    out.print(text, markup=False)
-    out.file.flush()
+    with suppress(OSError):  # a closed pipe, a full disk under the log: no reason to end a study
+        out = console()
+        out.print(text, markup=False)
+        out.file.flush()
 
 
 def read_failure(folder: Path) -> Failure:
@@ -202,7 +252,7 @@ def gather(
             )
         )
     return Sheet(
-        name=safe_name(Path(name).stem),
+        name=_stem(name),
         command=shlex.join(["weightclass", "study", name, *flags]),
         title=study.title,
         about=study.about,
@@ -216,21 +266,28 @@ def gather(
     )
 
 
+def _stem(name: str) -> str:
+    return safe_name(Path(name).stem)
+
+
 def _run(cell: Cell, folder: Path) -> Run:
+    result = results.read(folder)
     return Run(
         seed=cell.seed,
         command=recipe.reproduce(cell.named),
         folder=folder.name,
-        result=results.read(folder),
+        result=result,
         curve=tuple(read_jsonl(folder / "metrics.jsonl")),
-        failure=read_failure(folder).why,
+        failure="" if result else read_failure(folder).why,
     )
 
 
 def _write(told: Sheet, out: str | Path) -> Path:
     """Sheet, tables and figures of a study into its folder."""
-    marks = f"{told.stem} {told.pilot}".strip()
-    folder = Path(out) / "studies" / safe_name(marks)
+    marks = safe_name(f"{told.stem} {told.pilot}".strip())
+    if len(marks) == 80:  # cut, and so perhaps another pilot's too
+        marks = f"{marks[:71]}-{hashlib.sha256(told.pilot.encode()).hexdigest()[:8]}"
+    folder = Path(out) / "studies" / marks
     sheet.write(told, folder)
     table.save(told, folder)
     figure.save(told, folder)

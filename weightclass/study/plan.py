@@ -63,8 +63,14 @@ class Study(Table):
     accuracy_figure: str = ""
     """Title of the figure of accuracy over epochs; "": the study's."""
     loss_figure: str = ""
-    seeds: tuple[Annotated[int, Meta(ge=0)], ...] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] = (0,)
     rows: tuple[Row, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            parse_quantity(self.budget or 1)
+        except ValueError as error:
+            raise ValueError(f"budget: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ class Short:
         if not self.parts():
             return []
         changed: dict[str, Any] = {"data.validation": full.data.validation or 0.1}
+        if self.epochs > full.train.epochs:
+            raise UserError(f"--epochs {self.epochs}: its full training has only {full.train.epochs}; choose fewer")
         if self.epochs:
             share = self.epochs / full.train.epochs
             changed |= {"train.epochs": self.epochs, "schedule.warmup": round(full.schedule.warmup * share, 3)}
@@ -128,6 +136,8 @@ def names() -> list[str]:
 def load(name: str) -> Study:
     """The study called `name` (shipped, or a .toml file). Raises UserError."""
     if Path(name).suffix == ".toml":
+        if Path(name).stem in names():  # whose tables it would replace
+            raise UserError(f"study {name}: {Path(name).stem} comes with the package; call your file something else")
         tree = config.read_toml(Path(name), f"study {name}")
     elif name in names():
         text = resources.files("weightclass").joinpath("studies", f"{name}.toml").read_text(encoding="utf-8")
@@ -145,7 +155,9 @@ def load(name: str) -> Study:
 
 def cells(study: Study, seeds: Iterable[int], short: Short = FULL, more: Iterable[str] = ()) -> list[Cell]:
     """Every run of a study, the rows of one seed after another; `more` settings go to all of them. Raises UserError."""
-    found = []
+    found, seeds = [], tuple(seeds)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds {', '.join(map(str, seeds))}: one stands there twice, and would count twice")
     for seed, row in product(seeds, study.rows):
         try:
             found.append(_cell(study, row, seed, short, tuple(more)))
@@ -156,7 +168,10 @@ def cells(study: Study, seeds: Iterable[int], short: Short = FULL, more: Iterabl
 
 def _cell(study: Study, row: Row, seed: int, short: Short, more: tuple[str, ...]) -> Cell:
     name = row.recipe or study.base
-    settings = _joined(study.set, row.set, more, [f"train.seed={seed}"])
+    settings = _joined(study.set, row.set, more)
+    if "train.seed" in map(_key, settings):
+        raise UserError("train.seed is not a study's to set: its seeds are, or --seeds")
+    settings.append(f"train.seed={seed}")
     full = recipe.load(name, *settings).recipe
     settings = _joined(settings, short.settings(full))
     cut = recipe.load(name, *settings).recipe
@@ -176,13 +191,16 @@ def over_budget(study: Study, cell: Cell) -> bool:
 
 
 def _joined(*groups: Iterable[str]) -> list[str]:
-    """Settings of which a later one replaces an earlier one of the same key."""
-    kept: dict[str, str] = {}
-    for text in (text for group in groups for text in group):
-        key = text.partition("=")[0].strip()
-        kept.pop(key, None)
-        kept[key] = text
-    return list(kept.values())
+    """Settings of which a later group's replace an earlier one's of the same key."""
+    kept: list[str] = []
+    for group in groups:
+        keys = set(map(_key, group := list(group)))
+        kept = [text for text in kept if _key(text) not in keys] + group
+    return kept
+
+
+def _key(setting: str) -> str:
+    return setting.partition("=")[0].strip()
 
 
 def _text(value: Any) -> str:
@@ -217,7 +235,7 @@ def listing(study: Study, runs: Sequence[Cell]) -> RichTable:
     from rich.table import Table as RichTable
 
     grid = RichTable(title=study.title, title_justify="left", box=box.SIMPLE, show_edge=False)
-    for column in (study.heading, "seeds", "params", "MACs", "published", "from", "command"):
+    for column in (study.heading, "seeds", "params", "MACs", "published", "from", "recipe and settings"):
         numeric = column in ("params", "MACs", "published")
         grid.add_column(column, overflow="fold", justify="right" if numeric else "left")
     for row in study.rows:
@@ -225,5 +243,6 @@ def listing(study: Study, runs: Sequence[Cell]) -> RichTable:
         params = f"{mine[0].weights.params:,}{' over' * over_budget(study, mine[0])}"
         published = "" if row.published is None else f"{row.published:g}"
         texts = row.label, ", ".join(str(cell.seed) for cell in mine), params, budget.short(mine[0].weights.macs)
-        grid.add_row(*map(escape, (*texts, published, row.source, recipe.reproduce(mine[0].named))))
+        settings = [text for text in mine[0].named.overrides if _key(text) not in ("train.seed", "data.watch_test")]
+        grid.add_row(*map(escape, (*texts, published, row.source, " ".join([mine[0].named.source, *settings]))))
     return grid

@@ -94,17 +94,17 @@ def draw(axes: Axes, sheet: Sheet, what: str, rows: Points) -> tuple[Ends, str]:
     axes.xaxis.set_major_formatter(EngFormatter(sep="") if what == "params" else "{x:g}")
     log_axis(axes, "accuracy", sheet.split)
     notes = mean_of([len(accuracies) for _, accuracies in rows.values()], "bars: ± a standard deviation")
-    rings = "" if sheet.pilot else " Rings: the rows' published numbers."
+    rings = " Rings: the rows' published numbers." if sheet.comparable else ""
     return ends, notes + rings + _networks(axes, sheet, what)
 
 
 def _row(axes: Axes, sheet: Sheet, row: int, x: float, accuracies: Sequence[float]) -> tuple[float, float, str]:
-    """A point with its error bar, and its end; also a ring for the published number, but not of a shortened run."""
-    mean, printed = fmean(accuracies), sheet.lines[row].published
+    """A point with its error bar, and its end; also a ring for the published number where it is comparable."""
+    mean, printed = fmean(accuracies), sheet.lines[row].published if sheet.comparable else None
     bar = stdev(accuracies) if len(accuracies) > 1 else None
     y = max(100 - mean, 0.001)  # there is no 0 on a log scale
     axes.errorbar(x, y, bar, **look(row), ms=5, capsize=3.5, elinewidth=1.2, zorder=4)
-    if printed is not None and not sheet.pilot:
+    if printed is not None:
         axes.vlines(x, y, 100 - printed, color=look(row)["color"], linewidth=0.8)
         axes.plot(x, 100 - printed, **look(row), fillstyle="none", ms=8)
     said = "" if printed is None else f", published {printed:g}"
@@ -128,7 +128,7 @@ def _networks(axes: Axes, sheet: Sheet, what: str) -> str:
     taken: list[BboxBase] = [line.get_window_extent().padded(2) for line in axes.lines]
     for point, name in named.items():
         taken.append(_name(axes, point, name, taken))
-    return " Grey: published networks, trained in full."
+    return " Grey: published test accuracies of networks trained in full."
 
 
 def _name(axes: Axes, point: tuple[float, float], name: str, taken: Sequence[BboxBase]) -> BboxBase:

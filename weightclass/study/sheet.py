@@ -86,6 +86,29 @@ class Sheet(msgspec.Struct, frozen=True, kw_only=True):
         """What accuracies were read on, "test" or "validation"; "" before any run has finished."""
         return next((result.split for line in self.lines for result in line.results), "")
 
+    @property
+    def watched(self) -> str:
+        """What the curves over epochs were read on, "test" or "validation"."""
+        keys = {key for line in self.lines for run in line.runs for record in run.curve for key in record}
+        return "test" if "test_accuracy" in keys else "validation"
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its accuracies are what was published: of the test set, by runs in full."""
+        return not self.pilot and self.split == "test"
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Of its pictures. The paper's "Test Loss" is called validation loss where it is that."""
+        accuracy = self.accuracy_figure or f"{self.title}: accuracy over epochs"
+        loss = self.loss_figure or f"{self.title}: loss over epochs"
+        return {
+            "accuracy": accuracy,
+            "loss": loss if self.watched == "test" else loss.replace("Test", "Validation"),
+            "params": f"{self.title}: accuracy against parameters",
+            "pflops": f"{self.title}: accuracy against training compute",
+        }
+
 
 def write(sheet: Sheet, folder: Path) -> None:
     """Write `sheet.json` into the study's folder."""

@@ -36,22 +36,25 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Of the paired t-test over these seeds; None where they do not vary."""
     published: float | None
     gap: float | None
+    """To the published accuracy, of full runs read on the test set."""
     pflops: float | None
     minutes: float | None
     computed_on: str
     notes: tuple[str, ...]
-    """Its footnotes: where it was published, assumed settings, the note, failures, other versions of this package."""
+    """Its footnotes: where it was published, assumed settings, the note, failures, other versions of this package, a
+    row that is the same runs, and where it was computed if others were elsewhere."""
 
 
 def figures(sheet: Sheet) -> list[Figures]:
     """The statistics of each row."""
-    return [_figures(line, sheet.lines[sheet.compare]) for line in sheet.lines]
+    return [_figures(line, sheet) for line in sheet.lines]
 
 
-def _figures(line: Line, base: Line) -> Figures:
+def _figures(line: Line, sheet: Sheet) -> Figures:
     results = line.results
     accuracies = [100 * one.scorecard.correct / one.scorecard.n for one in results]
     mean = _mean(accuracies)
+    base = sheet.lines[sheet.compare]
     difference, p = (None, None) if line is base else _compared(line, base)
     return Figures(
         label=" ".join(line.label.split()),
@@ -70,11 +73,11 @@ def _figures(line: Line, base: Line) -> Figures:
         difference=difference,
         p=p,
         published=line.published,
-        gap=None if mean is None or line.published is None else mean - line.published,
+        gap=mean - line.published if sheet.comparable and mean is not None and line.published is not None else None,
         pflops=_mean([one.train_pflops for one in results]),
         minutes=_mean([one.seconds / 60 for one in results]),
-        computed_on=distinct(" ".join(one.computed_on.split(", ")[:3:2]) for one in results),  # device and precision
-        notes=tuple(" ".join(note.split()) for note in _notes(line)),
+        computed_on=_computed_on(line),
+        notes=tuple(" ".join(note.split()) for note in _notes(line, sheet)),
     )
 
 
@@ -93,7 +96,12 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _notes(line: Line) -> Iterator[str]:
+def _computed_on(line: Line) -> str:
+    """Device and precision."""
+    return distinct(" ".join(one.computed_on.split(", ")[:3:2]) for one in line.results)
+
+
+def _notes(line: Line, sheet: Sheet) -> Iterator[str]:
     if line.published is not None:
         yield f"published: {line.source}"
     yield from (f"assumed: {setting}" for setting in line.assumed)
@@ -102,6 +110,13 @@ def _notes(line: Line) -> Iterator[str]:
     yield from (f"seed {run.seed} failed: {run.failure}" for run in line.runs if run.failure and not run.result)
     if versions := distinct({one.version for one in line.results} - {__version__}):
         yield f"run with version {versions}, not {__version__}"
+    finished = [each for each in sheet.lines if each.results]
+    if line.results and len(set(map(_computed_on, finished))) > 1:
+        yield f"trained on {_computed_on(line)}"
+    runs = {one.fingerprint for one in line.results}
+    twin = next((each for each in finished if runs == {one.fingerprint for one in each.results}), line)
+    if twin is not line:
+        yield f"equal settings: the same run as {twin.label}"
 
 
 def distinct(texts: Iterable[str]) -> str:

@@ -73,19 +73,24 @@ def _told(row: Figures, split: str) -> dict[str, str]:
 
 def _caption(sheet: Sheet, rows: Sequence[Figures]) -> str:
     """What a reader must know before believing the numbers."""
+    known = {field for row in rows for field, value in msgspec.structs.asdict(row).items() if value is not None}
     runs, finished, base = sum(row.seeds for row in rows), sum(row.finished for row in rows), rows[sheet.compare].label
     devices = distinct({row.computed_on for row in rows} - {""})
     error, images = max(row.error or 0 for row in rows), max(row.images for row in rows)
+    spread = "mean +- standard deviation over seeds" if "std" in known else "of one run a row"
+    luck = "; p: paired t-test of these, which sees the luck of seeds, not of images" if "p" in known else ""
+    width = " at full width" if "width" in sheet.pilot else ""
     sentences = {
         sheet.about: sheet.about,
-        "A pilot: runs this short need not rank the rows as full ones do.": sheet.pilot,
+        "A pilot: such runs, their schedules cut with them, need not rank the rows as full ones do.": sheet.pilot,
         f"Not complete: {finished} of {runs} runs finished.": finished < runs,
-        f"Accuracy: mean +- standard deviation over seeds; on {images:,} images, the 95 % sampling error of one run is "
-        f"up to +-{error:.2f}; trained on {devices}.": finished,
-        f"Difference: points to {base}, over the seeds that both have; p, from two seeds on: paired t-test of these, "
-        "which sees the luck of seeds, not of images.": any(row.difference is not None for row in rows),
-        "Gap: to the published test accuracy of a full run.": any(row.gap is not None for row in rows),
-        f"*: at or over the budget of {sheet.budget} parameters.": any(row.over_budget for row in rows),
+        f"Accuracy: {spread}; on {images:,} images, the 95 % sampling error of one run is up to +-{error:.2f}; trained "
+        f"on {devices}. Minutes are by the clock, with all else that the machine did in them.": finished,
+        f"Difference: points to {base}, over the seeds that both have{luck}.": "difference" in known,
+        "Gap: to the published accuracy.": "gap" in known,
+        "Published: test accuracies of full runs, not to be compared with these.": not sheet.comparable
+        and {"published", "mean"} <= known,
+        f"*: at or over the budget of {sheet.budget} parameters{width}.": any(row.over_budget for row in rows),
     }
     return " ".join(sentence for sentence, holds in sentences.items() if holds)
 

@@ -95,7 +95,7 @@ class Keeper:
             atomic_write(path, payload)
         except UserError as error:
             kept = self._files()
-            raise UserError(f"{error}; the last good checkpoint is {kept[0].name if kept else 'none'}") from None
+            raise type(error)(f"{error}; the last good checkpoint is {kept[0].name if kept else 'none'}") from None
         for old in self._files()[_KEEP:]:
             old.unlink(missing_ok=True)
         self.saved_at = time.monotonic()
