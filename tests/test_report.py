@@ -122,7 +122,7 @@ def test_a_run_is_shown_whole(tmp_path: Path) -> None:
         "weightclass train paper-97 train.seed=0",
         "test accuracy 97.12%",
         "95 %: 96.77% to 97.43%; 10,000 images",
-        "parameters 4,978,810 19.95 MB of weights",
+        "parameters 4,978,810 20.0 MB of weights",
         "MACs an image 1.18 G 106 PFLOPs to train",
         "training 10 min 00 s 300 epochs, cpu, 1 threads, float32",
         "test set read once",
