@@ -29,7 +29,7 @@ TINY = (
 OFTEN = "train.checkpoint_seconds=0.05"
 VARIANTS = {
     "sgd+ema": ("optimizer.momentum=0.9", "train.ema=0.95"),
-    "sam+lookahead": ("train.ema=0", "train.sam=0.05", "train.lookahead=7", "train.clip_value=0.1"),
+    "sam+lookahead": ("train.ema=0", "train.sam=0.05", "train.lookahead=4", "train.clip_value=0.1"),
     "adadelta": ("optimizer.name=adadelta", "train.ema=0", "schedule.name=cosine"),
     "adamw": ("optimizer.name=adamw", "train.ema=0.9", "train.micro_batch=20", "train.bn_group=10"),
 }
