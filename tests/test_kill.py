@@ -104,6 +104,7 @@ def kill_and_compare(tmp_path: Path, overrides: tuple[str, ...], count: int, see
     return kills
 
 
+@pytest.mark.slow
 def test_three_kills(tmp_path: Path) -> None:
     kills = kill_and_compare(tmp_path, (*VARIANTS["sgd+ema"], "train.epochs=120"), count=3, seed=1)
     assert kills["in a write"] + kills["mid-epoch"] >= 1
