@@ -21,13 +21,13 @@ STOREYS = (
     {"session", "judge", "ask"},
     {"modelfile", "results"},
     {"recipe"},
-    {"training", "evaluation", "data", "augment", "model", "trackers"},
+    {"training", "evaluation", "data", "augment", "model", "runtimes", "trackers"},
     {"device", "runlog"},  # the ground: these two may stand on those below
     {"config", "seeding", "files", "stopping", "batching"},
     {"errors"},
 )
 HEAVY = {"matplotlib", "sklearn", "scipy", "pooch", "rich", "PIL", "jinja2", "pandas", "onnx", "onnxruntime"}
-HEAVY |= {"tensorboard", "mlflow"}
+HEAVY |= {"tensorboard", "mlflow", "onnxscript", "openvino", "nncf", "executorch", "torchao", "ai_edge_litert"}
 DEPTH = {part: depth for depth, parts in enumerate(STOREYS) for part in parts}
 
 

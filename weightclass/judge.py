@@ -61,9 +61,7 @@ def scorecards(
 
     `save` names a folder for the plain scorecard's pictures.
     """
-    home = classifier.path.parent if classifier.path else Path()
-    if judged.split in ("test", ALL) and (result := results.read(home)):
-        results.write(home, msgspec.structs.replace(result, test_readings=results.count_reading(home, "eval")))
+    count(classifier, judged, "eval")
     images, looks = judged.images, {PLAIN: once} | (VIEWS if views else {})
     logits = {name: classifier.logits(images.images, look, progress) for name, look in looks.items()}
     cards = {name: metrics.scorecard(said, images.labels, images.classes) for name, said in logits.items()}
@@ -72,6 +70,13 @@ def scorecards(
         headline = f"{classifier.name}: {card.accuracy:.2%} on {card.n:,} {judged.split} images"
         draw(card, logits[PLAIN], images, Path(save), headline)
     return cards
+
+
+def count(classifier: Classifier, judged: Judged, why: str) -> None:
+    """Note a look at the test set, or at what may be it, in the folder of the classifier's run."""
+    home = classifier.home
+    if judged.split in ("test", ALL) and (result := results.read(home)):
+        results.write(home, msgspec.structs.replace(result, test_readings=results.count_reading(home, why)))
 
 
 def draw(card: Scorecard, logits: Tensor, judged: Dataset, where: Path, headline: str) -> None:
@@ -128,8 +133,8 @@ def _fitting(classifier: Classifier, table: Data) -> sources.Found:
 
 def _home_path(classifier: Classifier, data: str) -> str:
     """Where the run of a model read its pictures; the model file itself does not tell."""
-    recipe = classifier.path.parent / "recipe.toml" if classifier.path and not data else None
-    if not recipe or not recipe.is_file():
+    recipe = classifier.home / "recipe.toml"
+    if data or not classifier.path or not recipe.is_file():
         return ""
     return config.parse_toml(recipe.read_text(encoding="utf-8"), str(recipe)).get("data", {}).get("path", "")
 

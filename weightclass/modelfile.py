@@ -1,8 +1,9 @@
 """One file is one model: weights as safetensors, and in its header all that is needed to use them.
 
 The header carries the recipe (TOML), class names, normalisation, image shape and the scorecard's headline, so that a
-`model.safetensors` found anywhere can be loaded, judged and traced back. Other people's weights load too; what they do
-not say about themselves, whoever loads them has to.
+`model.safetensors` found anywhere can be loaded, judged and traced back; an exported file (.onnx, .pte ...) carries the
+same and answers as if it were the model. Other people's weights load too; what they do not say about themselves,
+whoever loads them has to.
 """
 
 from __future__ import annotations
@@ -33,10 +34,14 @@ from weightclass.files import atomic_write
 from weightclass.model import networks, published
 from weightclass.recipe import Recipe
 from weightclass.runlog import Progress
+from weightclass.runtimes.runner import SUFFIXES as EXPORTED
+from weightclass.runtimes.runner import Runner, runner
 from weightclass.trackers import Track
 
 FORMAT = "weightclass/1"
 FILE_NAME = "model.safetensors"
+EXPORTS = "export"
+"""The folder in a run's folder that its exported files go to."""
 
 
 class Prediction(NamedTuple):
@@ -46,6 +51,18 @@ class Prediction(NamedTuple):
     confidence: float
     top: tuple[tuple[str, float], ...]
     """(label, confidence), likeliest first; as many as were asked for."""
+
+
+class Exported(nn.Module):
+    """An exported file in the network's place: pixels (normalised images where it is not `raw`) to logits."""
+
+    def __init__(self, opened: Runner) -> None:
+        super().__init__()
+        self.runner = opened
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.to(torch.uint8) if self.runner.raw else images
+        return torch.from_numpy(self.runner(images.contiguous().numpy()))
 
 
 @dataclass
@@ -62,17 +79,24 @@ class Classifier:
     facts: dict[str, Any]
     path: Path | None = None
 
+    @property
+    def home(self) -> Path:
+        """The folder of its run, as far as its file's place tells."""
+        above = self.path.parent if self.path else Path()
+        return above.parent if above.name == EXPORTS else above
+
     def logits(self, pixels: Tensor | Stored, views: Views = once, progress: Progress | None = None) -> Tensor:
         """Logits float32 [n, classes] on the CPU, of uint8 `pixels` [n, C, H, W] in the network's own size."""
-        device = next(self.network.parameters()).device
         if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != self.image_shape:
             raise UserError(
                 f"this model takes uint8 images {self.image_shape}, got {pixels.dtype} {tuple(pixels.shape[1:])}"
             )
-        mean, std = (torch.tensor(values, device=device) for values in (self.mean, self.std))
-        return predict.logits(
-            self.network, pixels, lambda x: normalise(x, mean, std), views=views, progress=progress
-        ).cpu()
+        return predict.logits(self.network, pixels, self._prepare, views=views, progress=progress).cpu()
+
+    def _prepare(self, pixels: Tensor) -> Tensor:
+        if isinstance(self.network, Exported) and self.network.runner.raw:
+            return pixels.float()  # it normalises inside; whole numbers, which views may shift and mirror
+        return normalise(pixels, *(torch.tensor(values, device=pixels.device) for values in (self.mean, self.std)))
 
     def predict(self, pictures: Any, top: int = 1) -> list[Prediction]:
         """The `top` likeliest classes of each picture.
@@ -123,13 +147,11 @@ def answers(logits: Tensor, classes: Sequence[str], top: int = 1) -> list[Predic
 # --- our own files -----------------------------------------------------------------------------------------
 
 
-def save(path: Path, model: Classifier) -> int:
-    """Write `model` atomically; returns the file's bytes."""
-    from safetensors.torch import save as to_bytes
-
+def header(model: Classifier) -> dict[str, str]:
+    """All that travels with the weights, in any format."""
     # Without the places of data and trackers: they mean nothing elsewhere, and are nobody's business.
     recipe = structs.replace(model.recipe, data=structs.replace(model.recipe.data, path=""), track=Track())
-    header = {
+    return {
         "format": FORMAT,
         "recipe": config.to_toml(recipe),
         "name": model.name,
@@ -138,8 +160,14 @@ def save(path: Path, model: Classifier) -> int:
         "normalisation": json.dumps({"mean": model.mean, "std": model.std}),
         "facts": json.dumps(model.facts, sort_keys=True),
     }
+
+
+def save(path: Path, model: Classifier) -> int:
+    """Write `model` atomically; returns the file's bytes."""
+    from safetensors.torch import save as to_bytes
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
-    payload = _sorted(to_bytes(tensors, header))
+    payload = _sorted(to_bytes(tensors, header(model)))
     atomic_write(path, payload)
     return len(payload)
 
@@ -147,8 +175,8 @@ def save(path: Path, model: Classifier) -> int:
 def _sorted(payload: bytes) -> bytes:
     """The same file with its header's keys in order, which safetensors shuffles: equal models make equal files."""
     size = int.from_bytes(payload[:8], "little")
-    header = json.dumps(json.loads(payload[8 : 8 + size]), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    padded = header.encode() + b" " * (-len(header.encode()) % 8)
+    text = json.dumps(json.loads(payload[8 : 8 + size]), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    padded = text.encode() + b" " * (-len(text.encode()) % 8)
     return len(padded).to_bytes(8, "little") + padded + payload[8 + size :]
 
 
@@ -161,33 +189,43 @@ def load(
     pool: str = "",
     size: int = 0,
 ) -> Classifier:
-    """Read a model file, the one in a run folder, or a published state dict, for device `on` ("cpu", "cuda", "mps").
+    """Read a model file, the one in a run folder, an exported file, or a published state dict, for device `on` ("cpu",
+    "cuda", "mps"; exported files run on the CPU).
 
-    A published one (.pt, .pth, .safetensors) needs the `mean` and `std` its images were normalised with, one number a
-    channel in units of 0..1, sometimes its `pool`, and the `size` of its images where that is not 32. Nothing in any
-    file is executed. Raises UserError.
+    A published one (.pt, .pth, .safetensors; .onnx where it takes floats) needs the `mean` and `std` its images were
+    normalised with, one number a channel in units of 0..1, sometimes its `pool`, and the `size` of its images where
+    that is not 32. Nothing in any file is executed. Raises UserError.
     """
     file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     if not str(path) or not file.exists():
         raise UserError(f"{path}: no {FILE_NAME} there; give a finished run's folder or a model file")
     if file.suffix.lower() in images.SUFFIXES:
         raise UserError(f"{path}: a picture, no model: the model comes first")
-    header, tensors = _ours(file)
-    if header is None:
-        model = _published(file, tuple(mean), tuple(std), pool, size)
+    opened = _opened(file, on) if file.suffix.lower() in EXPORTED else None
+    header, tensors = (opened.header, {}) if opened else _ours(file)
+    if not header:
+        said = tuple(mean), tuple(std)
+        model = _peer(file, opened, *said, size) if opened else _published(file, *said, pool, size)
     elif mean or std or pool or size:
         raise UserError(f"{file}: says itself how its images were prepared: leave out --mean, --std, --pool and --size")
     else:
         try:
-            model = _assemble(file, header, tensors)
+            model = _assemble(file, header, tensors, opened)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{file}: its header is damaged ({error!r}): fetch or train it anew") from None
-    model.network.to(available(on), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    on = "cpu" if opened else available(on)
+    model.network.to(on, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return model
 
 
-def _ours(file: Path) -> tuple[dict[str, str] | None, dict[str, Tensor]]:
-    """Header and tensors of a file that we wrote; None for any other."""
+def _opened(file: Path, on: str) -> Runner:
+    if on not in ("auto", "cpu"):
+        raise UserError(f"{file}: an exported file runs on the CPU: leave out --device {on}")
+    return runner(file)
+
+
+def _ours(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of a file that we wrote; empty for any other."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -195,27 +233,30 @@ def _ours(file: Path) -> tuple[dict[str, str] | None, dict[str, Tensor]]:
         with safe_open(file, "pt") as handle:
             header = handle.metadata() or {}
             if header.get("format", "").startswith("weightclass/"):
-                if header["format"] != FORMAT:
-                    raise UserError(f"{file}: its format is {header['format']}, this version reads {FORMAT}")
                 return header, {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
         if file.suffix == ".safetensors":
             raise UserError(f"{file}: not a readable safetensors file: {error}") from None
-    return None, {}
+    return {}, {}
 
 
-def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor]) -> Classifier:
+def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor], opened: Runner | None) -> Classifier:
+    if header["format"] != FORMAT:
+        raise UserError(f"{file}: its format is {header['format']}, this version reads {FORMAT}")
     recipe = config.build(config.parse_toml(header["recipe"], str(file)), Recipe, str(file))
     classes, shape = tuple(json.loads(header["classes"])), tuple(json.loads(header["image_shape"]))
     normalisation = json.loads(header["normalisation"])
-    network = networks.build(recipe.model, shape, len(classes))  # without memory: a damaged recipe may ask for much
-    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    try:
-        network.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{file}: weights and recipe do not fit: {str(error).splitlines()[-1].strip()}") from None
+    if opened:
+        network: nn.Module = Exported(opened)
+    else:
+        network = networks.build(recipe.model, shape, len(classes))  # without memory: a damaged recipe may ask for much
+        weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        try:
+            network.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            raise UserError(f"{file}: weights and recipe do not fit: {str(error).splitlines()[-1].strip()}") from None
     return Classifier(
         network=network,
         recipe=recipe,
@@ -234,25 +275,42 @@ def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor]) ->
 
 def _published(file: Path, mean: tuple[float, ...], std: tuple[float, ...], pool: str, size: int) -> Classifier:
     found = published.infer(published.read(file), str(file), size or 32, pool)
-    channels = found.image_shape[0]
-    mean, std = tuple(map(float, mean)), tuple(map(float, std))
-    if len(mean) != channels or len(std) != channels:
-        raise UserError(
-            f"{file}: does not say how its images were normalised: give --mean and --std with {channels} number(s) "
-            "each (of 0..1), for example CIFAR-10's usual --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010"
-        )
-    likely = {which.classes: (name, which.names) for name, which in CIFARS.items()} if channels == 3 else {}
-    name, classes = likely.get(found.classes, ("folder", tuple(f"class {label}" for label in range(found.classes))))
-    augment = config.build({"mean": list(mean), "std": list(std)}, Augment, "--mean, --std")
     network = networks.build(found.config, found.image_shape, found.classes)
     network.load_state_dict(found.weights, assign=True)
-    return Classifier(
-        network=network,
-        recipe=Recipe(data=config.build({"name": name}, Data, "data"), model=found.config, augment=augment),
-        name=file.stem,
-        classes=classes,
-        image_shape=found.image_shape,
-        mean=mean,
-        std=std,
-        facts={"published": True},
-    )
+    model = _foreign(file, network, found.image_shape, found.classes, mean, std)
+    model.recipe = structs.replace(model.recipe, model=found.config)
+    return model
+
+
+def _peer(file: Path, opened: Runner, mean: tuple[float, ...], std: tuple[float, ...], size: int) -> Classifier:
+    """Somebody's ONNX file."""
+    channels, height, width = (side or size or 32 for side in opened.image_shape)
+    if size and (height, width) != (size, size):
+        raise UserError(f"{file}: takes images of {height}x{width}: leave out --size")
+    if opened.raw and (mean or std):
+        raise UserError(f"{file}: takes pixels as they are: leave out --mean and --std")
+    unchanged = (0.0,) * channels, (1.0,) * channels
+    shape = channels, height, width
+    return _foreign(file, Exported(opened), shape, opened.classes, *(unchanged if opened.raw else (mean, std)))
+
+
+def _foreign(
+    file: Path,
+    network: nn.Module,
+    shape: tuple[int, int, int],
+    classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Classifier:
+    """With the class names of the set it most likely is of."""
+    mean, std = tuple(map(float, mean)), tuple(map(float, std))
+    if len(mean) != shape[0] or len(std) != shape[0]:
+        raise UserError(
+            f"{file}: does not say how its images were normalised: give --mean and --std with {shape[0]} number(s) "
+            "each (of 0..1), for example CIFAR-10's usual --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010"
+        )
+    likely = {which.classes: (name, which.names) for name, which in CIFARS.items()} if shape[0] == 3 else {}
+    name, names = likely.get(classes, ("folder", tuple(f"class {label}" for label in range(classes))))
+    augment = config.build({"mean": list(mean), "std": list(std)}, Augment, "--mean, --std")
+    recipe = Recipe(data=config.build({"name": name}, Data, "data"), augment=augment)
+    return Classifier(network, recipe, file.stem, names, shape, mean, std, facts={"published": True})

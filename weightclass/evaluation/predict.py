@@ -40,7 +40,7 @@ def logits(
     by float rounding; where memory does not suffice it is halved. `progress(done, total)` counts images, after each
     batch. Raises UserError where not even one image fits.
     """
-    device = next(model.parameters()).device
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))  # an exported file has none
 
     def look(batch: Tensor) -> Tensor:  # a function, so that nothing of a batch outlives it
         return views(model, normalise(batch.to(device)).to(memory_format=torch.channels_last)).float()
