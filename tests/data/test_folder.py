@@ -292,6 +292,15 @@ def test_a_changed_set_is_decoded_anew(
     assert len(reads) == 70 + len(changed.splits["train"])
 
 
+def test_a_set_of_another_version_is_decoded_anew(
+    found: folder.Found, tmp_path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    first = folder.decode(found, "train", "crop", tmp_path / "cache").images.digest()
+    monkeypatch.setattr(folder, "VERSION", folder.VERSION - 1)
+    assert folder.decode(found, "train", "crop", tmp_path / "cache").images.digest() == first
+    assert len(reads) == 140 and len(kept(tmp_path / "cache")) == 2
+
+
 def test_fits_and_splits_are_kept_apart(found: folder.Found, tmp_path: Path):
     parts = [("train", "crop"), ("train", "pad"), ("test", "crop")]
     counts = [len(folder.decode(found, split, fit, tmp_path / "cache").labels) for split, fit in parts]

@@ -151,7 +151,7 @@ def _image_shape(files: Files, size: int, colour: str) -> tuple[int, int, int]:
 
 # --- decoding ----------------------------------------------------------------------------------------------
 
-VERSION = 1
+VERSION = 2
 """Of what lies in the cache; a change in reading or resampling makes it another."""
 
 

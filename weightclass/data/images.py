@@ -16,17 +16,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from weightclass.data.fit import Fit, fitted
 from weightclass.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
-
-Fit = Literal["crop", "pad", "squash"]
-"""Cover the wanted size and cut the centre; fit inside it on black; or ignore the aspect."""
 
 _FORMATS = {
     "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
@@ -177,20 +176,19 @@ def peek(path: Path | str) -> tuple[int, int, bool]:
 def read(source: Path | str | bytes | Picture, image_shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
     """uint8 [C, H, W]: the first frame, upright, grey (C = 1, luma) or RGB (C = 3), what is transparent over white.
 
-    An image of H x W already comes out as it is; others are resampled (bicubic, antialiased) as `fit` says.
+    An image of H x W already comes out as it is; `fitted` makes others so. A large JPEG is decoded whole: decoded at a
+    half or less (Pillow's `draft`), where clipping falls on means, it differs from what a browser decodes.
     Raises UserError "PATH: reason" ("image: reason" for bytes and Pillow images), whatever is wrong.
     """
     from PIL.Image import Transpose
 
     channels, height, width = image_shape
     with _opened(source) as image:
-        plenty = 3 * max(height, width)
-        image.draft(None, (plenty, plenty))  # a large JPEG is decoded at a half, a quarter or an eighth
         image.load()
         if turn := _TURNS.get(_orientation(image)):
             image = image.transpose(Transpose[turn])
-        fitted = _fit(_eight_bit(image, "L" if channels == 1 else "RGB"), (width, height), fit)
-        return np.array(np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1), order="C")
+        pixels = np.array(_eight_bit(image, "L" if channels == 1 else "RGB")).reshape(*image.size[::-1], channels)
+        return np.ascontiguousarray(fitted(torch.from_numpy(pixels).permute(2, 0, 1), (height, width), fit).numpy())
 
 
 def _orientation(image: Picture) -> int:
@@ -217,17 +215,3 @@ def _eight_bit(image: Picture, mode: str) -> Picture:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert(mode)
-
-
-def _fit(image: Picture, size: tuple[int, int], fit: Fit) -> Picture:
-    from PIL import Image, ImageOps
-
-    if fit == "crop":
-        return ImageOps.fit(image, size)
-    if fit == "squash":
-        return image.resize(size)
-    scale = min(size[0] / image.width, size[1] / image.height)  # ImageOps.pad lets a thin picture vanish
-    inner = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    canvas = Image.new(image.mode, size)
-    canvas.paste(inner, ((size[0] - inner.width) // 2, (size[1] - inner.height) // 2))
-    return canvas
