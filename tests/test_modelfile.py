@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import weightclass as wc
 from weightclass import config, modelfile, recipe
 from weightclass.errors import UserError
+from weightclass.evaluation.views import VIEWS
 from weightclass.model import networks
 from weightclass.modelfile import Classifier
 
@@ -227,3 +228,68 @@ def test_weights_of_half_precision_load_as_float32(path: Path) -> None:
     half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
     save_file(half, path, header)
     torch.testing.assert_close(wc.load(path).logits(pictures()), made_up().logits(pictures()), rtol=0.05, atol=0.05)
+
+
+# --- exported files ----------------------------------------------------------------------------------------
+
+
+def peer(path: Path, kind: int, sides: tuple[object, object] = (8, 8), classes: int = 10) -> Path:
+    """Somebody's ONNX file: a linear layer of the mean colour."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    weight = torch.randn(3, classes, generator=torch.Generator().manual_seed(0)).numpy()
+    nodes = [helper.make_node("Cast", ["image"], ["values"], to=TensorProto.FLOAT)]
+    nodes += [helper.make_node("GlobalAveragePool", ["values"], ["means"])]
+    nodes += [helper.make_node("Flatten", ["means"], ["flat"]), helper.make_node("MatMul", ["flat", "weight"], ["out"])]
+    graph = helper.make_graph(
+        nodes,
+        "peer",
+        [helper.make_tensor_value_info("image", kind, ["n", 3, *sides])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", classes])],
+        [onnx.numpy_helper.from_array(weight, "weight")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def colour(count: int = 5) -> torch.Tensor:
+    return (torch.arange(count * 192).view(count, 3, 8, 8) * 37 % 256).to(torch.uint8)
+
+
+def test_a_peers_file_gets_the_images_it_was_trained_on(tmp_path: Path) -> None:
+    floats, pixels = peer(tmp_path / "floats.onnx", 1), peer(tmp_path / "pixels.onnx", 2)
+    raw = wc.load(pixels)
+    weight = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(raw.logits(colour()), colour().float().mean((2, 3)) @ weight, rtol=1e-5, atol=1e-3)
+    model = wc.load(floats, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    expected = ((colour() / 255 - 0.5) / 0.2).mean((2, 3)) @ weight
+    torch.testing.assert_close(model.logits(colour()), expected, rtol=1e-4, atol=1e-3)
+    assert (model.classes[3], model.image_shape, model.path) == ("cat", (3, 8, 8), floats)
+
+
+def test_views_of_a_file_that_takes_pixels_are_those_of_the_pixels(tmp_path: Path) -> None:
+    model = wc.load(peer(tmp_path / "pixels.onnx", 2))
+    mirrored = 0.5 * model.logits(colour()) + 0.5 * model.logits(colour().flip(3))
+    torch.testing.assert_close(model.logits(colour(), VIEWS["flip"]), mirrored)
+    assert model.logits(colour(), VIEWS["flip+shift"]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "sides", "said", "message"),
+    [
+        (1, (8, 8), {}, "give --mean and --std with 3 number"),
+        (2, (8, 8), {"mean": (0.5,) * 3, "std": (0.5,) * 3}, "takes pixels as they are: leave out --mean and --std"),
+        (2, (8, 8), {"size": 16}, "takes images of 8x8: leave out --size"),
+        (2, (8, 8), {"on": "cuda"}, "runs on the CPU: leave out --device cuda"),
+    ],
+)
+def test_a_peers_file_that_is_told_wrongly(
+    tmp_path: Path, kind: int, sides: tuple[int, int], said: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        wc.load(peer(tmp_path / "peer.onnx", kind, sides), **said)
+
+
+def test_a_peers_open_sides_are_as_it_is_said(tmp_path: Path) -> None:
+    assert wc.load(peer(tmp_path / "peer.onnx", 2, ("h", "w")), size=8).image_shape == (3, 8, 8)

@@ -291,6 +291,127 @@ def study(
     return int(any(run.failure for sheet, _ in sheets for line in sheet.lines for run in line.runs))
 
 
+@cli.command("export", short_help="Write files for devices, proven to agree.")
+@click.argument("model")
+@click.argument("more", nargs=-1, metavar="[FORMAT]...")
+@click.option("--to", "formats", multiple=True, metavar="FORMAT", help="one or more, or all  [default: onnx onnx-int8]")
+@click.option("--out", type=Place(), metavar="FOLDER", help="where the files go  [default: export in the run's folder]")
+@click.option(
+    "--data", default="", help="other images to calibrate and judge on: a folder, or cifar10, cifar100, digits"
+)
+@click.option("--data-path", default="", help="where the data lies, if not where the recipe says")
+@click.option("--agreement", type=click.FloatRange(0, 1), default=0.0, help="least share of equal top-1 classes")
+@click.option("--per-tensor", is_flag=True, help="begin int8 with one scale a weight, not one a channel")
+@_published
+def export(
+    model: str,
+    more: tuple[str, ...],
+    formats: tuple[str, ...],
+    out: str,
+    data: str,
+    data_path: str,
+    agreement: float,
+    per_tensor: bool,
+    **said: Any,
+) -> int:
+    """Write MODEL as files for devices: onnx, onnx-fp16, onnx-int8, openvino, executorch, litert and their int8.
+
+    Each is compared with the model on real images, and only handed over where it agrees; a model card lies beside it.
+    """
+    from weightclass import modelfile
+    from weightclass.edge import export as edge
+    from weightclass.edge.rungs import Rung
+    from weightclass.runlog import console, working
+
+    names = [*formats, *more] or ["onnx", "onnx-int8"]
+    names = [name for name in edge.FORMATS if not edge.missing(name)] if names == ["all"] else names
+    classifier, out_ = modelfile.load(model, "cpu", **said), console()
+    say = lambda line: out_.print(line, markup=False)  # noqa: E731
+    with working("exporting") as progress:
+        first = Rung(per_channel=not per_tensor)
+        handed = edge.export(classifier, names, out, data, data_path, agreement, first, say, progress)
+    out_.print(edge.table(handed, narrow=out_.width < 112))
+    out_.print(f"in {handed[0].path.parent}, a model card beside each", markup=False)
+    return 0
+
+
+@cli.command(short_help="Size, accuracy and speed of every file of a model.")
+@click.argument("model")
+@click.argument("files", nargs=-1)
+@click.option("--split", default="", help="test, validation or train  [default: test, where there is one]")
+@click.option("--data", default="", help="other images: a folder of class folders, or cifar10, cifar100, digits")
+@click.option("--data-path", default="", help="where the data lies, if not where the recipe says")
+@click.option("--seconds", type=click.FloatRange(0.1), default=30.0, show_default=True, help="time spent on timing")
+@click.option("--json", "as_json", type=Place(), metavar="FILE", help="write the rows there")
+@click.option("--markdown", type=Place(), metavar="FILE", help="write the table there")
+@_published
+def bench(
+    model: str,
+    files: tuple[str, ...],
+    split: str,
+    data: str,
+    data_path: str,
+    seconds: float,
+    as_json: str,
+    markdown: str,
+    **said: Any,
+) -> int:
+    """Compare MODEL with its exported files (or FILES): bytes, accuracy, agreement, milliseconds, memory.
+
+    MODEL may be an exported file, or anybody's .onnx, too.
+    """
+    from weightclass import judge, modelfile
+    from weightclass.edge import bench as edge
+    from weightclass.edge.latency import cpu
+    from weightclass.files import atomic_write, check_writable
+    from weightclass.runlog import console, working
+
+    for file in filter(None, (as_json, markdown)):
+        check_writable(file)
+    classifier, out_ = modelfile.load(model, "cpu", **said), console()
+    judged = judge.labelled(classifier, split, data, data_path)
+    judge.count(classifier, judged, "bench")
+    with working("measuring") as progress:
+        rows = edge.bench(classifier, edge.found(classifier, files), judged.images, seconds, progress)
+    out_.print(edge.table(rows, narrow=out_.width < 116))
+    out_.print(*(f"- {note}" for note in edge.notes(rows, cpu())), sep="\n", markup=False)
+    if as_json:
+        atomic_write(as_json, edge.to_json(rows, cpu()))
+    if markdown:
+        atomic_write(markdown, edge.markdown(rows, cpu()))
+    return 0
+
+
+@cli.command(short_help="A page that classifies in the browser, offline.")
+@click.argument("model")
+@click.option("--out", type=Place(), metavar="FOLDER", default="webpage", show_default=True, help="where the page goes")
+@click.option("--runtime", help="onnxruntime-web's npm tarball or unpacked  [default: download it once]")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="or the next free one")
+@click.option("--serve/--no-serve", default=True, help="serve it on this machine and open it  [default: serve]")
+def webpage(model: str, out: str, runtime: str | None, port: int, serve: bool) -> int:
+    """Write a static page that classifies dropped, pasted and filmed pictures with MODEL, an .onnx file of ours or a run.
+
+    Nothing leaves the browser. A run's own .onnx files are exported first where there are none.
+    """
+    from pathlib import Path
+
+    from weightclass.edge import webpage as edge
+    from weightclass.edge.export import export as write
+    from weightclass.modelfile import EXPORTS
+    from weightclass.runlog import console
+
+    there = sorted(Path(model, EXPORTS).glob("*.onnx"), key=lambda file: file.stat().st_mtime)
+    file = there[-1] if there else Path(model)
+    if file.suffix != ".onnx":
+        [handed] = write(model, ["onnx"])
+        file = handed.path
+    edge.build(file, Path(out), Path(runtime) if runtime else None)
+    console().print(f"{out}: any static host can serve it", markup=False)
+    if serve:
+        edge.serve(Path(out), port)
+    return 0
+
+
 @cli.command(short_help="Make one HTML page of a run, a study or all studies.")
 @click.argument("place", metavar="RUN|STUDY")
 @click.option("--save", type=Place(".html"), metavar="FILE", help="the page  [default: report.html in it]")

@@ -291,7 +291,9 @@ def _peer(file: Path, opened: Runner, mean: tuple[float, ...], std: tuple[float,
         raise UserError(f"{file}: takes pixels as they are: leave out --mean and --std")
     unchanged = (0.0,) * channels, (1.0,) * channels
     shape = channels, height, width
-    return _foreign(file, Exported(opened), shape, opened.classes, *(unchanged if opened.raw else (mean, std)))
+    model = _foreign(file, Exported(opened), shape, opened.classes, *(unchanged if opened.raw else (mean, std)))
+    model.path = file
+    return model
 
 
 def _foreign(
