@@ -327,7 +327,7 @@ def export(
     names = [name for name in edge.FORMATS if not edge.missing(name)] if names == ["all"] else names
     classifier, out_ = modelfile.load(model, "cpu", **said), console()
     say = lambda line: out_.print(line, markup=False)  # noqa: E731
-    with working("exporting") as progress:
+    with working("images judged") as progress:
         first = Rung(per_channel=not per_tensor)
         handed = edge.export(classifier, names, out, data, data_path, agreement, first, say, progress)
     out_.print(edge.table(handed, narrow=out_.width < 112))
@@ -389,9 +389,9 @@ def bench(
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="or the next free one")
 @click.option("--serve/--no-serve", default=True, help="serve it on this machine and open it  [default: serve]")
 def webpage(model: str, out: str, runtime: str | None, port: int, serve: bool) -> int:
-    """Write a static page that classifies dropped, pasted and filmed pictures with MODEL, an .onnx file of ours or a run.
+    """Write a page that classifies dropped, pasted and filmed pictures with MODEL: a run, or an .onnx file of it.
 
-    Nothing leaves the browser. A run's own .onnx files are exported first where there are none.
+    Nothing leaves the browser. Of a run it takes the .onnx file exported last, or exports one.
     """
     from pathlib import Path
 

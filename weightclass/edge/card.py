@@ -36,9 +36,7 @@ def write(classifier: Classifier, handed: Handed, timing: Timing, computed_on: s
 
 def _head(classifier: Classifier, handed: Handed) -> str:
     facts = classifier.facts
-    run = (
-        f"run {facts['fingerprint'][:8]}, trained on {facts['computed_on']}" if "fingerprint" in facts else "published"
-    )
+    run = f"run {facts['fingerprint'][:8]}" if "fingerprint" in facts else "published weights"
     params = sum(weight.numel() for weight in classifier.network.parameters())
     return (
         f"# {handed.path.name}\n\n"

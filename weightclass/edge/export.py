@@ -136,7 +136,7 @@ def export(
             shutil.rmtree(folder / TRIAL, ignore_errors=True)
         judge.count(classifier, material.judged, "export")
         reference = classifier.logits(material.judged.images.images, progress=progress)
-        handed = [job.judge(one, reference) for one in passed]
+        handed = [job.judge(one, reference, progress) for one in passed]
     images = material.gate.images[:TIMED].numpy()
     runners = {one.format: runner(one.path, threads=1) for one in handed}
     timings = latency.measure(runners, images, SECONDS * len(handed))
@@ -195,6 +195,7 @@ class Job:
         for rung in rungs if kind.numbers == "int8" else (None,):
             measured = self._trial(name, path, rung)
             if not (why := gate.refusal(measured)):
+                self.say(f"{name}{f', {rung}' if rung else ''}: {measured.agreement:.2%} the same class")
                 return Passed(name, self._in_place(path), rung, measured, refused)
             refused.append(f"{rung}: {why}" if rung else why)
             self.say(f"{name}, {refused[-1]}: refused")
@@ -218,10 +219,10 @@ class Job:
             replace(file, self.folder / file.name)
         return self.folder / path.name
 
-    def judge(self, passed: Passed, reference: Tensor) -> Handed:
+    def judge(self, passed: Passed, reference: Tensor, progress: Progress | None) -> Handed:
         """The scorecard of the file itself, which it then carries; `reference` are the network's logits."""
         judged, exported = self.material.judged, modelfile.load(passed.path)
-        logits = exported.logits(judged.images.images)
+        logits = exported.logits(judged.images.images, progress=progress)
         handed = Handed(
             format=passed.format,
             path=passed.path,
