@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import textwrap
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from weightclass.errors import UserError
 from weightclass.files import atomic_write
-from weightclass.runtimes.runner import Runner, needs
+from weightclass.runtimes.runner import Runner, cores, needs
 
 KINDS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 PIECE = 256  # images at once: what many more need between the layers does not fit into a small device
@@ -26,8 +25,7 @@ class Opened(Runner):
         with needs("onnx", "running .onnx files"):
             import onnxruntime
         options, self._path = onnxruntime.SessionOptions(), path
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        options.intra_op_num_threads, options.inter_op_num_threads = threads or cores, 1
+        options.intra_op_num_threads, options.inter_op_num_threads = threads or cores(), 1
         options.log_severity_level = 4  # what goes wrong is raised, too
         self._session = self._told(onnxruntime.InferenceSession, str(path), options, providers=["CPUExecutionProvider"])
         inputs = [(each.name, each.type, each.shape) for each in self._session.get_inputs()]

@@ -12,7 +12,7 @@ import numpy as np
 
 from weightclass.runtimes.runner import SUFFIXES, runner
 
-LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino", "executorch": "executorch.runtime"}
+LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino", "executorch": "torch"}
 LIBRARIES |= {"litert": "ai_edge_litert.interpreter"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib import import_module
@@ -44,6 +45,11 @@ def runner(path: Path, threads: int = 0) -> Runner:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return opened(path, threads)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stamp(path: Path, header: dict[str, str]) -> None:
