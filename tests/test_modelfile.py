@@ -188,6 +188,7 @@ def test_our_own_files_say_themselves_how_images_are_prepared(path: Path) -> Non
     [
         *((key, None) for key in ("recipe", "name", "classes", "image_shape", "normalisation", "facts")),
         *((key, "{") for key in ("recipe", "classes", "image_shape", "normalisation", "facts")),
+        *(("facts", "[]"), ("classes", "[1, 2]"), ("classes", '"ab"'), ("normalisation", '{"mean": "a", "std": [1]}')),
         *(("normalisation", value) for value in ("{}", "[]", '{"mean": 1, "std": [1]}')),
         *(("image_shape", value) for value in ("3", "[8, 8]", '["a", 8, 8]')),
         ("classes", "10"),

@@ -8,6 +8,7 @@ answers = wc.load(outcome.folder).predict(["cat.jpg", "dog.jpg"])
 card = wc.evaluate(outcome.folder)
 sheets, stopped = wc.run_studies(["table4"])
 page = wc.write_report(outcome.folder)
+files = wc.export(outcome.folder, ["onnx", "onnx-int8"])
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "evaluate", "load", "run_studies", "samples", "train", "weigh", "write_report"]
+__all__ = ["UserError", "evaluate", "export", "load", "run_studies", "samples", "train", "weigh", "write_report"]
 
 if TYPE_CHECKING:
+    from weightclass.edge.export import export
     from weightclass.errors import UserError
     from weightclass.judge import evaluate
     from weightclass.modelfile import load
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from weightclass.study.grid import run_studies
 
 _HOME = {"UserError": "errors", "load": "modelfile", "evaluate": "judge", "write_report": "report"}
-_HOME |= {"run_studies": "study.grid"}
+_HOME |= {"run_studies": "study.grid", "export": "edge.export"}
 _HOME |= dict.fromkeys(("train", "weigh", "samples"), "run")
 
 

@@ -300,7 +300,7 @@ def study(
     "--data", default="", help="other images to calibrate and judge on: a folder, or cifar10, cifar100, digits"
 )
 @click.option("--data-path", default="", help="where the data lies, if not where the recipe says")
-@click.option("--agreement", type=click.FloatRange(0, 1), default=0.0, help="least share of equal top-1 classes")
+@click.option("--agreement", type=click.FloatRange(0, 1, min_open=True), help="least share of equal top-1 classes")
 @click.option("--per-tensor", is_flag=True, help="begin int8 with one scale a weight, not one a channel")
 @_published
 def export(
@@ -310,7 +310,7 @@ def export(
     out: str,
     data: str,
     data_path: str,
-    agreement: float,
+    agreement: float | None,
     per_tensor: bool,
     **said: Any,
 ) -> int:
@@ -324,12 +324,15 @@ def export(
     from weightclass.runlog import console, working
 
     names = [*formats, *more] or ["onnx", "onnx-int8"]
-    names = [name for name in edge.FORMATS if not edge.missing(name)] if names == ["all"] else names
     classifier, out_ = modelfile.load(model, "cpu", **said), console()
     say = lambda line: out_.print(line, markup=False)  # noqa: E731
+    if "all" in names:
+        names = edge.writable()
+        if lacking := ", ".join(name for name in edge.FORMATS if name not in names):
+            say(f"left out: {lacking} (--to FORMAT says what it needs)")
     with working("images judged") as progress:
         first = Rung(per_channel=not per_tensor)
-        handed = edge.export(classifier, names, out, data, data_path, agreement, first, say, progress)
+        handed = edge.export(classifier, names, out, data, data_path, agreement or 0, first, say, progress)
     out_.print(edge.table(handed, narrow=out_.width < 112))
     out_.print(f"in {handed[0].path.parent}, a model card beside each", markup=False)
     return 0
@@ -369,10 +372,10 @@ def bench(
     for file in filter(None, (as_json, markdown)):
         check_writable(file)
     classifier, out_ = modelfile.load(model, "cpu", **said), console()
-    judged = judge.labelled(classifier, split, data, data_path)
+    compared, judged = edge.found(classifier, files), judge.labelled(classifier, split, data, data_path)
     judge.count(classifier, judged, "bench")
     with working("measuring") as progress:
-        rows = edge.bench(classifier, edge.found(classifier, files), judged.images, seconds, progress)
+        rows = edge.bench(classifier, compared, judged.images, seconds, progress)
     out_.print(edge.table(rows, narrow=out_.width < 116))
     out_.print(*(f"- {note}" for note in edge.notes(rows, cpu())), sep="\n", markup=False)
     if as_json:

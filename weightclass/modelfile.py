@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from msgspec import structs
@@ -246,8 +247,10 @@ def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor], op
     if header["format"] != FORMAT:
         raise UserError(f"{file}: its format is {header['format']}, this version reads {FORMAT}")
     recipe = config.build(config.parse_toml(header["recipe"], str(file)), Recipe, str(file))
-    classes, shape = tuple(json.loads(header["classes"])), tuple(json.loads(header["image_shape"]))
-    normalisation = json.loads(header["normalisation"])
+    told = msgspec.json.decode
+    classes = told(header["classes"], type=tuple[str, ...])
+    shape = told(header["image_shape"], type=tuple[int, int, int])
+    normalisation = told(header["normalisation"], type=dict[str, tuple[float, ...]])
     if opened:
         network: nn.Module = Exported(opened)
     else:
@@ -263,9 +266,9 @@ def _assemble(file: Path, header: dict[str, str], tensors: dict[str, Tensor], op
         name=header["name"],
         classes=classes,
         image_shape=shape,
-        mean=tuple(normalisation["mean"]),
-        std=tuple(normalisation["std"]),
-        facts=json.loads(header["facts"]),
+        mean=normalisation["mean"],
+        std=normalisation["std"],
+        facts=told(header["facts"], type=dict[str, Any]),
         path=file,
     )
 

@@ -165,13 +165,17 @@ def test_what_is_compared(model: Classifier, tmp_path: Path) -> None:
         (tmp_path / "export" / name).touch()
     exported = {"onnx": tmp_path / "export/net.onnx", "onnx-int8": tmp_path / "export/net-int8.onnx"}
     assert bench.found(home) == exported
-    assert bench.found(home, ["a.onnx", "b.PTE"]) == {"a.onnx": Path("a.onnx"), "b.PTE": Path("b.PTE")}
+    named = [str(tmp_path / "export" / name) for name in ("net.onnx", "b.PTE")]
+    Path(named[1]).touch()
+    assert bench.found(home, named) == {name: Path(name) for name in named}
+    with pytest.raises(UserError, match=r"^gone\.onnx: no such file$"):
+        bench.found(home, [*named, "gone.onnx"])
     with pytest.raises(UserError, match=r"b\.zip: no exported file: its name has to end in \.onnx, "):
         bench.found(home, ["a.onnx", "b.zip"])
     peer = replace(model, network=Exported(Fake(model, 0)), path=tmp_path / "export" / "net.onnx")
     own = str(tmp_path / "export" / "net.onnx")
     assert list(bench.found(peer)) == [own]
-    assert list(bench.found(peer, ["b.onnx"])) == [own, "b.onnx"]
+    assert list(bench.found(peer, named[1:])) == [own, named[1]]
 
 
 # --- telling -----------------------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ import torch
 
 import weightclass as wc
 from weightclass import modelfile, results
+from weightclass.data.dataset import Dataset
 from weightclass.edge import export as edge
 from weightclass.edge.export import FORMATS, export, gather
 from weightclass.edge.gate import GATES, Gate
 from weightclass.edge.rungs import Rung
 from weightclass.errors import UserError
+from weightclass.judge import ALL, Judged
 from weightclass.modelfile import Classifier
 
 
@@ -99,6 +101,54 @@ def test_nothing_is_left_of_a_file_that_does_not_agree(
     assert list(tmp_path.glob("*.onnx*")) == list(tmp_path.glob(".trial*")) == []
 
 
+def test_what_passed_beside_a_refusal_has_its_card_and_its_score(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(GATES, "fp16", Gate(agreement=0.0, accuracy_loss=0.0, difference=0.0))
+    with pytest.raises(
+        UserError, match=r"^onnx-fp16: nothing agrees .* p99 .*; handed over in .*: onnx, onnx-int8$"
+    ) as refused:
+        export(classifier, ["onnx", "onnx-fp16", "onnx-int8"], tmp_path)
+    assert "--agreement" not in str(refused.value)  # it would not help
+    names = {f"quickstart{end}.onnx{card}" for end in ("", "-int8") for card in ("", ".md")}
+    assert {path.name for path in tmp_path.glob("[!.]*")} == names
+    header = wc.load(tmp_path / "quickstart.onnx").network.runner.header  # type: ignore[union-attr]
+    assert "scorecard" in json.loads(header["export"])
+
+
+def test_an_export_that_is_ended_leaves_the_older_file_and_its_card(classifier: Classifier, tmp_path: Path) -> None:
+    def ended(line: str) -> None:
+        raise KeyboardInterrupt
+
+    export(classifier, ["onnx"], tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(KeyboardInterrupt):
+        export(classifier, ["onnx"], tmp_path, say=ended)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(("n", "split"), [(2, "test"), (7, "test"), (700, "test"), (3, ALL), (8, ALL), (900, ALL)])
+def test_a_few_images_are_shared_out(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch, n: int, split: str
+) -> None:
+    pixels = torch.arange(2 * n)[:, None, None, None].expand(-1, 1, 8, 8)  # numbers that tell one image from another
+    found = {
+        "train": Dataset(pixels[:n], torch.zeros(n, dtype=torch.long), classifier.classes),
+        "": Dataset(pixels[n * (split != ALL) :][:n], torch.zeros(n, dtype=torch.long), classifier.classes),
+    }
+    monkeypatch.setattr(edge.judge, "labelled", lambda model, which, *_: Judged(found[which], split))
+    material = gather(classifier, "folder" if split == ALL else "")
+    parts = [material.calibration, material.gate.images, material.judged.images.images]
+    numbers = torch.cat([part[:, 0, 0, 0] for part in parts])
+    assert all(map(len, parts))
+    assert len(numbers) == len(numbers.unique()) == (n if split == ALL else 2 * n)
+    assert len(parts[0]) <= 256
+    assert (material.judged_on, material.judged.split) == ("other" if split == ALL else "test", split)
+    with pytest.raises(UserError, match=r"quickstart: 1 image\(s\) are too few"):
+        found |= {which: images.subset(torch.tensor([0])) for which, images in found.items()}
+        gather(classifier)
+
+
 def test_images_are_kept_apart(classifier: Classifier) -> None:
     found = gather(classifier)
     calibration, gate, test = (
@@ -122,7 +172,11 @@ def test_held_out_images_are_gated_on_where_there_are_some(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("formats", "message"),
-    [(["onyx"], r"format 'onyx': did you mean onnx"), (["onnx", "coreml"], r"format 'coreml'")],
+    [
+        ([], "no format is named"),
+        (["onyx"], r"format 'onyx': did you mean onnx"),
+        (["onnx", "coreml"], r"format 'coreml'"),
+    ],
 )
 def test_formats_that_do_not_exist(classifier: Classifier, tmp_path: Path, formats: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -138,6 +192,22 @@ def test_a_missing_library_is_named_before_any_work(
     with pytest.raises(UserError, match=rf"^{name} needs \w+: pip install 'weightclass\[{FORMATS[name].module}\]'$"):
         export(classifier, [name], tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_all_is_what_can_be_written_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEIGHTCLASS_LITERT", raising=False)
+    there = {"onnx", "onnxscript", "onnxruntime", "ai_edge_litert"}  # which runs .tflite files and writes none
+    monkeypatch.setattr(edge.util, "find_spec", lambda library: library in there or None)
+    assert edge.writable() == ["onnx", "onnx-fp16", "onnx-int8"]
+    there.clear()
+    with pytest.raises(UserError, match="onnx needs onnx"):
+        edge.writable()
+
+
+def test_weights_beside_the_file_count(tmp_path: Path) -> None:
+    for name in ("a.onnx", "a.onnx.data", "b.xml", "b.bin", "b.onnx"):
+        (tmp_path / name).write_bytes(bytes(10))
+    assert [edge.size(tmp_path / name) for name in ("a.onnx", "b.xml", "b.onnx")] == [20, 20, 10]
 
 
 def test_an_exported_file_is_not_exported_again(run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import onnx
 from onnx import parser
 
 from weightclass.errors import UserError
-from weightclass.runtimes.onnx import PIECE, Opened, stamp
+from weightclass.runtimes.onnx import PIECE, SEAL, Opened, stamp
 
 HEADER = {"format": "weightclass/1", "image_shape": "[3, 4, 4]", "classes": json.dumps(["a", "b", "c"])}
 MEANS = "m = ReduceMean <keepdims = 0> (x, axes)"  # of each channel: three classes
@@ -133,6 +133,22 @@ def test_truncated_anywhere(ours: Path) -> None:
     for length in range(0, body - 4, 7):
         ours.write_bytes(content[:length])
         refused(ours)
+
+
+def test_a_flipped_bit_of_a_stamped_file_is_refused(ours: Path) -> None:
+    stamp(ours, HEADER)
+    content = ours.read_bytes()
+    for place in range(0, content.index(SEAL.encode()) - 4, 3):
+        ours.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        refused(ours, "damaged")
+    ours.write_bytes(content)
+    assert Opened(ours, 1).header == HEADER
+
+
+def test_a_name_that_is_no_text(ours: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ours.write_bytes(ours.read_bytes().replace(b"ReduceMean", b"Reduce\xffean"))
+    refused(ours)
+    assert capfd.readouterr() == ("", "")  # onnxruntime would tell that it tries again
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def found(model: Classifier, files: Sequence[str] = ()) -> dict[str, Path]:
     own = [str(model.path)] if isinstance(model.network, Exported) and model.path else []
     if strange := [file for file in files if Path(file).suffix.lower() not in SUFFIXES]:
         raise UserError(f"{strange[0]}: no exported file: its name has to end in {', '.join(SUFFIXES)}")
+    if missing := [file for file in files if not Path(file).is_file()]:
+        raise UserError(f"{missing[0]}: no such file")
     if own or files:
         return {file: Path(file) for file in (*own, *files)}
     folder, name = model.home / EXPORTS, safe_name(model.name)

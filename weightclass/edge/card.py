@@ -5,6 +5,7 @@ The sections are those of Mitchell et al. 2019 (Model Cards for Model Reporting)
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,20 +30,22 @@ def write(classifier: Classifier, handed: Handed, timing: Timing, computed_on: s
     """`FILE.md` beside the file; `timing` is one thread's on the processor `computed_on`."""
     path = handed.path.with_name(f"{handed.path.name}.md")
     sections = (_head(classifier, handed), _quality(handed), _device(classifier, handed, timing, computed_on))
-    sections += (_per_class(handed.scorecard), _calibration(handed.scorecard), _limits(classifier), _recipe(classifier))
+    sections += (_per_class(handed.scorecard), _calibration(handed.scorecard), _limits(classifier))
+    sections += (_recipe(classifier),) if "fingerprint" in classifier.facts else ()
     atomic_write(path, "\n\n".join(sections) + "\n")
     return path
 
 
 def _head(classifier: Classifier, handed: Handed) -> str:
     facts = classifier.facts
-    run = f"run {facts['fingerprint'][:8]}" if "fingerprint" in facts else "published weights"
+    run = "published weights"
+    if "fingerprint" in facts:
+        run = f"run {facts['fingerprint'][:8]}, data `{classifier.recipe.data.name}`"
     params = sum(weight.numel() for weight in classifier.network.parameters())
     return (
         f"# {handed.path.name}\n\n"
         f"An image classifier of {len(classifier.classes)} classes and {params:,} parameters as {handed.format}, "
-        f"{human_bytes(handed.bytes)}. Model `{classifier.name}` ({run}), data `{classifier.recipe.data.name}`; "
-        f"exported by weightclass {__version__}."
+        f"{human_bytes(handed.bytes)}. Model `{classifier.name}` ({run}); exported by weightclass {__version__}."
     )
 
 
@@ -55,7 +58,7 @@ def _quality(handed: Handed) -> str:
             "## How good it is\n",
             f"- accuracy **{card.accuracy:.2%}** on {card.n:,} {handed.judged_on} images (95 %: {lo:.2%} to {hi:.2%})",
             f"- beside the network it was made from, on the same images: {judged}",
-            f"- the gate, on {handed.gated_on} that chose nothing else: {handed.gate}",
+            f"- the gate, on {handed.gated_on}, none that int8 is calibrated on: {handed.gate}",
             *([f"- int8: {handed.setting}"] if handed.setting else []),
             *tried,
         ]
@@ -68,13 +71,16 @@ def _device(classifier: Classifier, handed: Handed, timing: Timing, computed_on:
         "any size (other sizes than the network's own are made to fit inside the file: "
         + FIT[classifier.recipe.data.fit]
     )
-    takes = f"{any_size}, bilinear, antialiased)" if handed.format.startswith("onnx") else f"{height} x {width}"
+    takes = f"{any_size}, bilinear, antialiased)" if handed.format.startswith("onnx") else "no other size"
+    shapes = {"onnx": f"[n, {channels}, H, W]", "openvino": f"[n, {channels}, {height}, {width}]"}
+    shapes |= {"executorch": f"[1, {channels}, {height}, {width}]", "litert": f"[1, {height}, {width}, {channels}]"}
+    shape = shapes[handed.format.split("-")[0]]
     return "\n".join(
         [
             "## On the device\n",
-            f"- takes `uint8` pixels [n, {channels}, H, W], {'RGB' if channels == 3 else 'grey'}, {takes}; "
+            f"- takes `uint8` pixels {shape}, {'RGB' if channels == 3 else 'grey'}, {takes}; "
             "the normalisation is inside",
-            "- gives `float32` logits [n, classes], in the order of the table below",
+            "- gives `float32` logits, a row an image, in the order of the table below",
             f"- {handed.bytes:,} bytes; {timing.p50:.2f} ms an image (median; p95 {timing.p95:.2f}) on one thread of "
             f"{computed_on}",
         ]
@@ -84,7 +90,7 @@ def _device(classifier: Classifier, handed: Handed, timing: Timing, computed_on:
 def _per_class(card: Scorecard) -> str:
     rows = []
     for i, (name, score) in enumerate(card.per_class.items()):
-        named = name.replace("|", "\\|")
+        named = re.sub(r"([\\`*_~#|<>&\[\]])", r"\\\1", " ".join(name.split()))
         rows.append(f"| {i} | {named} | {score.n:,} | {_share(score.precision)} | {_share(score.recall)} |")
     return "\n".join(
         ["## Class by class\n", "| logit | class | images | precision | recall |", "|---|---|---|---|---|", *rows]
@@ -108,7 +114,7 @@ def _limits(classifier: Classifier) -> str:
         "## Limits\n\n"
         f"- It answers {several} for every picture, also for one that shows none of them.\n"
         "- Its accuracy holds for pictures like those it was judged on; other cameras and other light were not tried.\n"
-        "- It was trained with one seed; another seed would differ by more than two exported formats of it do.\n"
+        "- It is one training: with another seed its numbers would be somewhat different.\n"
         "- Nobody should be hurt, sorted out or refused anything on its word alone."
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import import_module, util
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import msgspec
 from msgspec import structs
 from torch import Tensor
 
-from weightclass import __version__, config, judge, modelfile
+from weightclass import __version__, config, files, judge, modelfile
 from weightclass.data.dataset import Dataset
 from weightclass.edge import card, latency
 from weightclass.edge.gate import GATES, Agreement, compare
@@ -23,7 +24,7 @@ from weightclass.edge.shipped import Shipped
 from weightclass.errors import UserError
 from weightclass.evaluation import metrics
 from weightclass.evaluation.metrics import Scorecard
-from weightclass.files import check_writable, replace, run_lock, safe_name
+from weightclass.files import check_writable, run_lock, safe_name
 from weightclass.judge import Judged
 from weightclass.modelfile import EXPORTS, Classifier, Exported
 from weightclass.runlog import Progress, human_bytes
@@ -83,7 +84,7 @@ class Handed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Passed(NamedTuple):
-    """A file in its place that agrees with the network."""
+    """A file, not yet in its place, that agrees with the network."""
 
     format: str
     path: Path
@@ -99,6 +100,7 @@ class Material(NamedTuple):
     gate: Dataset
     gated_on: str
     judged: Judged
+    judged_on: str
 
 
 def export(
@@ -117,59 +119,79 @@ def export(
     A file is handed over where it says what the network says on images that are neither test images nor those that it
     was calibrated on; int8 begins at the rung `first` and climbs to safer ones. `agreement` replaces the gates' least
     share of equal top-1 classes. The test set is read once, after all choices, for the cards. Raises UserError where a
-    file does not agree at any rung; those written before it stay.
+    file does not agree at any rung, after handing over the others.
     """
     classifier = model if isinstance(model, Classifier) else modelfile.load(model, "cpu")
     if isinstance(classifier.network, Exported):
         raise UserError(f"{classifier.path}: an exported file already: name the run's folder or its model.safetensors")
-    wanted = [_checked(name) for name in dict.fromkeys(formats)]
+    if not (wanted := [checked(name) for name in dict.fromkeys(formats)]):
+        raise UserError(f"no format is named: choose from {', '.join(FORMATS)}")
     folder = Path(out) if out else classifier.home / EXPORTS
     check_writable(folder / "card.md")
     material = gather(classifier, data, data_path, progress)
+    classifier = replace(classifier, classes=material.judged.images.classes)  # a published model has names from there
     with run_lock(folder):
         shipped = Shipped(classifier.network, classifier.image_shape, classifier.mean, classifier.std)
         reference = classifier.logits(material.gate.images)
         job = Job(classifier, shipped, material, reference, folder, agreement, say)
         try:
-            passed = [job.write(name, first) for name in wanted]
+            passed, failures = job.passing(wanted, first)
+            judge.count(classifier, material.judged, "export")
+            reference = classifier.logits(material.judged.images.images, progress=progress)
+            handed = [job.judge(one, reference, progress) for one in passed]
         finally:
             shutil.rmtree(folder / TRIAL, ignore_errors=True)
-        judge.count(classifier, material.judged, "export")
-        reference = classifier.logits(material.judged.images.images, progress=progress)
-        handed = [job.judge(one, reference, progress) for one in passed]
-    images = material.gate.images[:TIMED].numpy()
-    runners = {one.format: runner(one.path, threads=1) for one in handed}
-    timings = latency.measure(runners, images, SECONDS * len(handed))
-    for one in handed:
-        card.write(classifier, one, timings[one.format], latency.cpu().name)
+        images = material.gate.images[:TIMED].numpy()
+        runners = {one.format: runner(one.path, threads=1) for one in handed}
+        timings = latency.measure(runners, images, SECONDS * len(handed))
+        for one in handed:
+            card.write(classifier, one, timings[one.format], latency.cpu().name)
+    if failures:
+        raise UserError(f"{'; '.join(failures)}; handed over in {folder}: {', '.join(one.format for one in handed)}")
     return handed
 
 
-def _checked(name: str) -> str:
+def checked(name: str) -> str:
+    """`name`, where it is a format that can be written here. Raises UserError."""
     if name not in FORMATS:
         raise UserError(f"format {name!r}{config.near_miss(name, FORMATS)}")
-    if lacking := missing(name):
-        raise UserError(f"{name} needs {lacking}: pip install 'weightclass[{FORMATS[name].module}]'")
+    module = FORMATS[name].module
+    if lacking := next((library for library in LIBRARIES[module] if not util.find_spec(library)), ""):
+        raise UserError(f"{name} needs {lacking}: pip install 'weightclass[{module}]'")
+    if module == "litert":
+        import_module("weightclass.edge.litert").converter()
     return name
 
 
-def missing(name: str) -> str:
-    """The first library that writing the format `name` lacks here; empty where it can be written."""
-    return next((library for library in LIBRARIES[FORMATS[name].module] if not util.find_spec(library)), "")
+def writable() -> list[str]:
+    """All formats that can be written here. Raises UserError where there is none."""
+    found = []
+    for name in FORMATS:
+        with suppress(UserError):
+            found.append(checked(name))
+    return found or [checked("onnx")]
 
 
 def gather(classifier: Classifier, data: str = "", data_path: str = "", progress: Progress | None = None) -> Material:
     """The images that an export looks at: held-out ones to gate on where the recipe has them, else training images."""
     train = judge.labelled(classifier, "train", data, data_path, progress).images
-    order = permutation(key(0, "calibration"), len(train))
-    calibration, rest = order[: min(CALIBRATION, len(train) // 2)], order[CALIBRATION:]
     judged = judge.labelled(classifier, "", data, data_path, progress)
-    gate, gated_on = train.subset(rest[:GATED]), "training images"
-    if judged.split == "test" and classifier.recipe.data.validation:
+    shares = 3 if judged.split == judge.ALL else 2  # a folder that is one split is shared out
+    start = min(CALIBRATION, len(train) // shares)
+    if not start:
+        raise UserError(f"{classifier.name}: {len(train)} image(s) are too few to calibrate and compare with")
+    stop = start + min(GATED, (len(train) - start) // (shares - 1))
+    calibration, compared, rest = permutation(key(0, "calibration"), len(train)).tensor_split([start, stop])
+    ours = data in ("", classifier.recipe.data.name)
+    gate, gated_on = train.subset(compared), "training images" if ours else "other images"
+    if judged.split == judge.ALL:
+        judged = replace(judged, images=train.subset(rest))
+    elif judged.split == "test" and classifier.recipe.data.validation and ours:
         held_out = judge.labelled(classifier, "validation", data, data_path, progress).images
         shuffled = permutation(key(0, "gate"), len(held_out))
         gate, gated_on = held_out.subset(shuffled[:GATED]), "validation images"
-    return Material(train.subset(calibration).images[:], gate, gated_on, judged)
+    judged_on = judged.split if ours else "other"
+    return Material(train.subset(calibration).images[:], gate, gated_on, judged, judged_on)
 
 
 @dataclass(frozen=True)
@@ -185,25 +207,40 @@ class Job:
     agreement: float
     say: Callable[[str], object]
 
+    def passing(self, names: Sequence[str], first: Rung) -> tuple[list[Passed], list[str]]:
+        """Those that pass, and why others do not. Raises UserError where none does."""
+        passed, failures = [], []
+        for name in names:
+            try:
+                passed.append(self.write(name, first))
+            except files.Unwritable:
+                raise
+            except UserError as error:
+                failures.append(str(error))
+        if not passed:
+            raise UserError("; ".join(failures))
+        return passed, failures
+
     def write(self, name: str, first: Rung) -> Passed:
         """One format, from `first` up the ladder until a file passes the gate."""
         kind, refused = FORMATS[name], []
         gate = GATES[kind.numbers]
         gate = structs.replace(gate, agreement=self.agreement) if self.agreement else gate
-        path = self.folder / TRIAL / (safe_name(self.classifier.name) + kind.ending)
+        path = self.folder / TRIAL / name / (safe_name(self.classifier.name) + kind.ending)
         rungs = ladder(first, lambda: ranking(self.shipped, self.material.calibration[:RANKED]))
         for rung in rungs if kind.numbers == "int8" else (None,):
             measured = self._trial(name, path, rung)
             if not (why := gate.refusal(measured)):
                 self.say(f"{name}{f', {rung}' if rung else ''}: {measured.agreement:.2%} the same class")
-                return Passed(name, self._in_place(path), rung, measured, refused)
+                return Passed(name, path, rung, measured, refused)
             refused.append(f"{rung}: {why}" if rung else why)
             self.say(f"{name}, {refused[-1]}: refused")
-        raise UserError(f"{name}: nothing agrees with the network, last {refused[-1]}; --agreement asks for less")
+        asks = "; --agreement asks for less" if measured.agreement < gate.agreement else ""
+        raise UserError(f"{name}: nothing agrees with the network, last {refused[-1]}{asks}")
 
     def _trial(self, name: str, path: Path, rung: Rung | None) -> Agreement:
         shutil.rmtree(path.parent, ignore_errors=True)
-        path.parent.mkdir()
+        path.parent.mkdir(parents=True)
         writer = import_module(f"weightclass.edge.{FORMATS[name].module}")
         header, fit = modelfile.header(self.classifier) | {"export": "{}"}, self.classifier.recipe.data.fit
         if FORMATS[name].numbers == "fp16":
@@ -213,11 +250,11 @@ class Job:
         gate = self.material.gate
         return compare(self.reference, modelfile.load(path).logits(gate.images), gate.labels)
 
-    def _in_place(self, path: Path) -> Path:
+    def _in_place(self, path: Path) -> None:
         """Out of the trial folder; what names another file (OpenVINO's .xml its .bin) comes after it."""
+        (self.folder / f"{path.name}.md").unlink(missing_ok=True)  # the card of an older file
         for file in sorted(path.parent.iterdir(), key=lambda file: file == path):
-            replace(file, self.folder / file.name)
-        return self.folder / path.name
+            files.replace(file, self.folder / file.name)
 
     def judge(self, passed: Passed, reference: Tensor, progress: Progress | None) -> Handed:
         """The scorecard of the file itself, which it then carries; `reference` are the network's logits."""
@@ -225,19 +262,20 @@ class Job:
         logits = exported.logits(judged.images.images, progress=progress)
         handed = Handed(
             format=passed.format,
-            path=passed.path,
-            bytes=size(passed.path),
+            path=self.folder / passed.path.name,
+            bytes=0,
             setting=str(passed.rung or ""),
             refused=passed.refused,
             gated_on=self.material.gated_on,
             gate=passed.gate,
-            judged_on=judged.split,
+            judged_on=self.material.judged_on,
             judged=compare(reference, logits, judged.images.labels),
             scorecard=metrics.scorecard(logits, judged.images.labels, judged.images.classes),
         )
         told = {key: value for key, value in structs.asdict(handed).items() if key not in ("path", "bytes")}
         told |= {"scorecard": headline(handed.scorecard), "weightclass": __version__}
-        stamp(handed.path, modelfile.header(self.classifier) | {"export": msgspec.json.encode(told).decode()})
+        stamp(passed.path, modelfile.header(self.classifier) | {"export": msgspec.json.encode(told).decode()})
+        self._in_place(passed.path)
         return structs.replace(handed, bytes=size(handed.path))
 
 
@@ -247,9 +285,9 @@ def headline(scorecard: Scorecard) -> dict[str, object]:
 
 
 def size(path: Path) -> int:
-    """Bytes of an exported file, with the weights that OpenVINO keeps beside it."""
-    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """Bytes of an exported file, with the weights that OpenVINO, and torch for somebody's .onnx, keep beside it."""
+    beside = path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(f"{path.name}.data")
+    return sum(file.stat().st_size for file in (path, beside) if file.is_file())
 
 
 def table(handed: Sequence[Handed], narrow: bool = False) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from weightclass.files import atomic_write
 from weightclass.runtimes.runner import Runner, cores, needs
 
 KINDS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+SEAL = "weightclass.sha256"
+"""The key in the metadata of the hash of all else, for protobuf takes flipped bits for weights."""
 PIECE = 256  # images at once: what many more need between the layers does not fit into a small device
 
 
@@ -24,16 +27,21 @@ class Opened(Runner):
     def __init__(self, path: Path, threads: int = 0) -> None:
         with needs("onnx", "running .onnx files"):
             import onnxruntime
-        options, self._path = onnxruntime.SessionOptions(), path
+        self._path, options = path, onnxruntime.SessionOptions()
+        if sealed(data := self._told(path.read_bytes)) != data:
+            raise UserError(f"{path}: damaged or changed since it was exported: export it anew")
+        del data  # before the runtime takes its own memory
         options.intra_op_num_threads, options.inter_op_num_threads = threads or cores(), 1
         options.log_severity_level = 4  # what goes wrong is raised, too
-        self._session = self._told(onnxruntime.InferenceSession, str(path), options, providers=["CPUExecutionProvider"])
+        how = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # which would print, and try the same again
+        self._session = self._told(onnxruntime.InferenceSession, str(path), options, **how)
         inputs = [(each.name, each.type, each.shape) for each in self._session.get_inputs()]
         self._input, kind, shape = inputs[0] if len(inputs) == 1 else ("", "", ())
         if len(shape) != 4 or kind not in KINDS:
             raise UserError(f"{path}: no classifier of images: it has to take one input, [n, C, H, W] uint8 or float32")
         self._batch, *sides = [side if isinstance(side, int) else 0 for side in shape]
         self.raw, header = kind == "tensor(uint8)", self._session.get_modelmeta().custom_metadata_map
+        header.pop(SEAL, None)
         self.header = header if header.get("format", "").startswith("weightclass/") else {}
         told = self.header or {"image_shape": json.dumps(sides), "classes": "[]"}
         try:
@@ -74,5 +82,11 @@ def stamp(path: Path, header: dict[str, str]) -> None:
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    onnx.helper.set_model_props(model, header)
-    atomic_write(path, model.SerializeToString())
+    onnx.helper.set_model_props(model, header | {SEAL: "0" * 64})
+    atomic_write(path, sealed(model.SerializeToString()))
+
+
+def sealed(data: bytes) -> bytes:
+    """A file's bytes with the right hash where its metadata has a place for one; `data` where not."""
+    before, mark, after = data.rpartition(b"\n\x12" + SEAL.encode() + b"\x12@")  # 18 letters of key, 64 of value
+    return before + mark + sha256(before + after[64:]).hexdigest().encode() + after[64:] if mark else data
