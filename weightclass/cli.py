@@ -344,6 +344,7 @@ def export(
 @click.option("--split", default="", help="test, validation or train  [default: test, where there is one]")
 @click.option("--data", default="", help="other images: a folder of class folders, or cifar10, cifar100, digits")
 @click.option("--data-path", default="", help="where the data lies, if not where the recipe says")
+@click.option("--images", type=click.IntRange(1), help="judge on so many of them, drawn  [default: on all]")
 @click.option("--seconds", type=click.FloatRange(0.1), default=30.0, show_default=True, help="time spent on timing")
 @click.option("--json", "as_json", type=Place(), metavar="FILE", help="write the rows there")
 @click.option("--markdown", type=Place(), metavar="FILE", help="write the table there")
@@ -354,6 +355,7 @@ def bench(
     split: str,
     data: str,
     data_path: str,
+    images: int | None,
     seconds: float,
     as_json: str,
     markdown: str,
@@ -375,7 +377,7 @@ def bench(
     compared, judged = edge.found(classifier, files), judge.labelled(classifier, split, data, data_path)
     judge.count(classifier, judged, "bench")
     with working("measuring") as progress:
-        rows = edge.bench(classifier, compared, judged.images, seconds, progress)
+        rows = edge.bench(classifier, compared, edge.drawn(judged.images, images), seconds, progress)
     out_.print(edge.table(rows, narrow=out_.width < 116))
     out_.print(*(f"- {note}" for note in edge.notes(rows, cpu())), sep="\n", markup=False)
     if as_json:

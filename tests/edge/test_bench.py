@@ -17,7 +17,7 @@ from torch import Tensor
 from weightclass import modelfile, recipe
 from weightclass.data.dataset import Dataset
 from weightclass.edge import bench
-from weightclass.edge.bench import TORCH, Row, markdown, notes, table
+from weightclass.edge.bench import TORCH, Row, drawn, markdown, notes, table
 from weightclass.edge.gate import Agreement
 from weightclass.edge.latency import Cpu, Timing
 from weightclass.edge.shipped import Shipped
@@ -256,6 +256,14 @@ def test_the_other_notes() -> None:
     assert "busy" not in said(ROWS)
     busy = [row("onnx", 1, 1), row("openvino", 1, 1, p95=2.5)]
     assert "the machine was busy: p95 is more than 2x p50 of openvino; run it again" in said(busy).splitlines()
+
+
+def test_some_images_are_drawn_and_not_the_first(images: Dataset) -> None:
+    some = drawn(images, 5)
+    assert len(some) == 5
+    assert not torch.equal(some.images[:], images.images[:5])
+    assert torch.equal(some.images[:], drawn(images, 5).images[:])
+    assert drawn(images, None) is images
 
 
 def test_json_and_back() -> None:

@@ -24,6 +24,7 @@ from weightclass.files import safe_name
 from weightclass.modelfile import EXPORTS, Classifier, Exported
 from weightclass.runlog import Progress, human_bytes
 from weightclass.runtimes.runner import SUFFIXES, runner
+from weightclass.seeding import key, permutation
 
 TORCH, BATCH, TIMED = "torch float32", 64, 256  # the first row; images of a batch, and images that are timed in turn
 PAYS, BUSY = 0.95, 2.0  # int8's largest share of its float twin's time; the largest p95 / p50 of an idle machine
@@ -103,6 +104,11 @@ def bench(
     return rows
 
 
+def drawn(images: Dataset, count: int | None) -> Dataset:
+    """`count` of the images, of no class in particular; all of them without a count."""
+    return images.subset(permutation(key(0, "bench"), len(images))[:count]) if count else images
+
+
 def _opened(model: Classifier, path: Path | None, threads: int) -> Classifier:
     return replace(model, network=Exported(runner(path, threads))) if path else model
 
@@ -175,6 +181,8 @@ def markdown(rows: Sequence[Row], cpu: Cpu) -> str:
 def notes(rows: Sequence[Row], cpu: Cpu) -> list[str]:
     """What a table cannot say: the CPU, failures, whether each int8 pays, lost accuracy, and how to read the rest."""
     said = [str(cpu), *(f"{row.format} is left out: {row.failure}" for row in rows if row.failure)]
+    judged = {f"{row.agreement.n:,}" for row in rows if row.agreement}
+    said += [f"accuracy and agreement on {number} images" for number in judged]
     by_format = {row.format: row for row in rows}
     for row in rows:
         said += _pays(row, by_format.get(row.format.replace("-int8", "")), cpu)
