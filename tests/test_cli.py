@@ -180,7 +180,10 @@ def weightclass(where: Path, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
-@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)])
+@pytest.mark.parametrize(
+    ("number", "name", "code"),
+    [(signal.SIGINT, "Ctrl-C", 130), pytest.param(signal.SIGTERM, "SIGTERM", 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_the_same_command_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str, code: int
 ) -> None:

@@ -97,7 +97,9 @@ def hundred(root: Path) -> Made:
     return Made(root, (3, 16, 16), 100, 550, 2, 0.0)
 
 
-@pytest.mark.parametrize("make", [grey, photographs, hundred], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [grey, photographs, pytest.param(hundred, marks=pytest.mark.slow)], ids=lambda make: make.__name__
+)
 def test_one_command_each(make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made: Made = make(tmp_path / "pictures")
     out, epochs = str(tmp_path / "runs"), f"train.epochs={made.epochs}"

@@ -178,7 +178,8 @@ def the_run(out: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("variant", ["sgd+ema", pytest.param("sam+lookahead", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["sgd+ema", "sam+lookahead"])
 def test_killed_before_each_of_its_writes(tmp_path: Path, variant: str) -> None:
     sessions(tmp_path, [(0, 0)], variant)
     names = json.loads((tmp_path / "0" / "writes.json").read_text())
@@ -197,6 +198,7 @@ def test_killed_in_every_session_at_its_second_checkpoint(tmp_path: Path) -> Non
     assert_same_run(the_run(tmp_path / "1"), the_run(tmp_path / "0"))
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_one_bit(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -74,6 +74,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     monkeypatch.setattr(Keeper, "save", dying)
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_is_shown_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "draw", lambda *_: None)

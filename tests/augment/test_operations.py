@@ -48,7 +48,10 @@ def apart(ours: Tensor, twins: list[Image.Image]) -> Tensor:
     return (ours.int() - plain.int()).abs()
 
 
-@pytest.mark.parametrize(("policy", "count"), [("cifar10", COUNT), ("svhn", 1_000), ("imagenet", 1_000)])
+@pytest.mark.parametrize(
+    ("policy", "count"),
+    [("cifar10", 1_000), ("svhn", 1_000), ("imagenet", 1_000), pytest.param("cifar10", COUNT, marks=pytest.mark.slow)],
+)
 def test_the_papers_pipeline_is_the_per_image_one(policy: str, count: int) -> None:
     """AutoAugment, crop, flip, perspective on 10,000 images: equal without perspective, within a level with it."""
     names, step = (f"autoaugment({policy})", "crop(4)", "flip", "perspective(0.6)"), 17

@@ -99,6 +99,7 @@ def check(settings: tuple[str, ...], path: Path) -> None:
     assert Program(path).operators == ["dim_order_ops::_to_dim_order_copy"]
 
 
+@pytest.mark.slow
 def test_the_file_says_what_the_network_says(tmp_path: Path) -> None:
     check((), tmp_path / "net.pte")
 
@@ -130,16 +131,19 @@ def test_grey_images_in_float_and_int8(tmp_path: Path) -> None:
         assert np.abs(opened(pixels(20, GREY).numpy()) - expected).mean() < within * expected.std()
 
 
+@pytest.mark.slow
 def test_the_network_itself_stays_as_it_was(shipped: Shipped, int8: Path) -> None:
     anew = Shipped(lived_in(), SHAPE, MEAN, STD)
     assert all(torch.equal(tensor, anew.state_dict()[name]) for name, tensor in shipped.state_dict().items())
 
 
+@pytest.mark.slow
 def test_int8_is_close(shipped: Shipped, int8: Path) -> None:
     expected, said = shipped(pixels(70)).numpy(), Opened(int8, 1)(pixels(70).numpy())
     assert 1e-4 < np.abs(said - expected).mean() / expected.std() < 0.03
 
 
+@pytest.mark.slow
 def test_everything_but_the_head_is_int8(shipped: Shipped, int8: Path) -> None:
     program = Program(int8)
     assert program.operators == ["dim_order_ops::_to_dim_order_copy"]
@@ -184,6 +188,7 @@ def test_float_layers_stay_in_float_and_7_bits_are_7(layer: str, shipped: Shippe
             assert np.abs(program.weight(node).astype(int)).max() == 63
 
 
+@pytest.mark.slow
 def test_logging_is_left_as_it_was(int8: Path) -> None:
     assert logging.root.manager.disable == logging.NOTSET
     assert not any(type(handler) in (logging.NullHandler, logging.StreamHandler) for handler in logging.root.handlers)
