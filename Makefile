@@ -19,16 +19,21 @@ help: ## Show this list
 setup: .venv/.complete ## Make .venv (TORCH_INDEX=https://download.pytorch.org/whl/cpu picks another torch)
 	@:
 
-.venv/.complete: pyproject.toml constraints.txt
+.venv/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "weightclass needs Python 3.11 or newer: name one, for example make setup PYTHON=python3.12"; exit 1; }
-	@echo "Installing weightclass and its tools into .venv (a minute or two, most of it torch)"
+	@echo "Installing weightclass into .venv (a minute, most of it torch)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -z "$(TORCH_INDEX)" || $(PIP) --no-deps --index-url "$(TORCH_INDEX)" torch
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/.complete: .venv/.core
+	@echo "Installing its tools and the runtimes of exported files (another minute)"
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: setup ## Train a first classifier: offline, a few seconds
+demo: .venv/.core ## Train a first classifier: offline, a few seconds
 	@$(BIN)/weightclass train quickstart
 
 check: setup ## Lint, formatting, types, dependencies
