@@ -396,22 +396,20 @@ def bench(
 def webpage(model: str, out: str, runtime: str | None, port: int, serve: bool) -> int:
     """Write a page that classifies dropped, pasted and filmed pictures with MODEL: a run, or an .onnx file of it.
 
-    Nothing leaves the browser. Of a run it takes the .onnx file exported last, or exports one.
+    Nothing leaves the browser. Of a run it takes the plainest .onnx file (float32, if there is one), or exports one.
     """
     from pathlib import Path
 
     from weightclass.edge import webpage as edge
     from weightclass.edge.export import export as write
-    from weightclass.modelfile import EXPORTS
     from weightclass.runlog import console
 
-    there = sorted(Path(model, EXPORTS).glob("*.onnx"), key=lambda file: file.stat().st_mtime)
-    file = there[-1] if there else Path(model)
+    file = edge.exported(Path(model)) or Path(model)
     if file.suffix != ".onnx":
         [handed] = write(model, ["onnx"])
         file = handed.path
     edge.build(file, Path(out), Path(runtime) if runtime else None)
-    console().print(f"{out}: any static host can serve it", markup=False)
+    console().print(f"{out}: {file.name} in a page that any static host can serve", markup=False)
     if serve:
         edge.serve(Path(out), port)
     return 0

@@ -501,3 +501,11 @@ def test_a_hundred_pictures_get_the_answers_that_python_gives(tmp_path: Path) ->
         tab.until("document.querySelectorAll('#gallery li').length === 100")
         assert answers(tab) == expected
         faultless(tab, address)
+
+
+def test_a_runs_plainest_file_is_taken_whatever_was_exported_last(tmp_path: Path) -> None:
+    assert webpage.exported(tmp_path) is None
+    for name, best in (("a-int8.onnx", "a-int8.onnx"), ("a.onnx", "a.onnx"), ("a-fp16.onnx", "a.onnx")):
+        (tmp_path / "export").mkdir(exist_ok=True)
+        (tmp_path / "export" / name).touch()
+        assert webpage.exported(tmp_path) == tmp_path / "export" / best

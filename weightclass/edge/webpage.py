@@ -50,6 +50,11 @@ def build(model_file: Path, out: Path, runtime: Path | None = None) -> Path:
     return out
 
 
+def exported(run: Path) -> Path | None:
+    """The .onnx file in a run's folder that answers most like its network: NAME.onnx, else -fp16, else -int8."""
+    return min((run / modelfile.EXPORTS).glob("*.onnx"), key=lambda file: (len(file.name), file.name), default=None)
+
+
 def _page(model_file: Path, data: bytes) -> str:
     from jinja2 import Environment, StrictUndefined
 
