@@ -109,7 +109,7 @@ def test_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         ("weigh nowhere.toml", "recipe nowhere.toml: cannot be read"),
         ("train quickstart train.epoch=3", "unknown key train.epoch: did you mean epochs?"),
         ("train quickstart trian.epochs=3", "unknown key trian: did you mean train?"),
-        ("train quickstart train.epochs=many", "train.epochs = 'many': expected int"),
+        ("train quickstart train.epochs=many", "train.epochs = 'many': choose from a whole number, fit"),
         ("train quickstart train.epochs=0", "train.epochs = 0: expected int >= 1"),
         ("train quickstart train.epochs=1 train.epochs=2", "train.epochs is set twice"),
         ("train paper-97 schedule.warmup=300", "schedule.warmup = 300 epochs leaves nothing of train.epochs = 300"),

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch
 
-from weightclass import config, device
+from weightclass import config, device, ranks
 from weightclass.device import Decisions, Machine, Stopwatch
 from weightclass.errors import UserError
 
@@ -122,6 +122,43 @@ def test_a_setting_that_contradicts_an_earlier_decision(key: str, value: str | i
     config = msgspec.structs.replace(Machine(), **{key: value})
     with pytest.raises(UserError, match=rf"machine.{key} = {value}, but this run was started with {taken}: .*--out"):
         device.decide(config, PLAIN)
+
+
+def test_another_number_of_ranks_takes_its_own_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "cores", lambda: 3)
+    earlier = msgspec.structs.replace(PLAIN, threads=8, precision="bfloat16")
+    monkeypatch.setattr(ranks, "here", ranks.Here(1, 2, 1, 2))
+    assert device.decide(Machine(), earlier) == msgspec.structs.replace(earlier, threads=3)
+    assert device.decide(Machine(threads=2), earlier).threads == 2
+    same = msgspec.structs.replace(earlier, ranks=2)
+    assert device.decide(Machine(), same) == same
+    assert device.decide(Machine(threads=1, device="cpu", precision="float32")).ranks == 2
+
+
+def test_cores_and_memory_are_shared_by_the_ranks_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(device, "_free_memory", lambda: 1200)
+    alone = device.cores()
+    assert device.room(torch.device("cpu")) == 600
+    monkeypatch.setattr(ranks, "here", ranks.Here(0, 8, 0, 3))
+    assert device.cores() == max(1, alone // 3)
+    assert device.room(torch.device("cpu")) == 200
+
+
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cuda = msgspec.structs.replace(PLAIN, device="cuda")
+    monkeypatch.setattr(ranks, "here", ranks.Here(5, 6, 1, 3))
+    assert device.apply(cuda) == torch.device("cuda", 1)
+    assert taken == [1]
+    monkeypatch.setattr(ranks, "here", ranks.Here(2, 3, 2, 3))
+    with pytest.raises(UserError, match="2 GPUs for 3 ranks: set --nproc-per-node 2"):
+        device.apply(cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(UserError, match=r"cannot train on MPS: set machine.device=cpu"):
+        device.decide(Machine(device="mps"))
 
 
 def test_applying_sets_the_threads() -> None:

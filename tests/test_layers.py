@@ -16,18 +16,32 @@ STOREYS = (
     {"__main__"},
     {"cli"},
     {"report"},
+    {"search"},
     {"study", "edge"},
+    {"workers"},
     {"run"},
+    {"pace"},
     {"session", "judge", "ask"},
     {"modelfile", "results"},
     {"recipe"},
     {"training", "evaluation", "data", "augment", "model", "runtimes", "trackers"},
     {"device", "runlog"},  # the ground: these two may stand on those below
-    {"config", "seeding", "files", "stopping", "batching"},
+    {"config", "seeding", "files", "stopping", "batching", "ranks"},
     {"errors"},
 )
 HEAVY = {"matplotlib", "sklearn", "scipy", "pooch", "rich", "PIL", "jinja2", "pandas", "onnx", "onnxruntime"}
-HEAVY |= {"tensorboard", "mlflow", "onnxscript", "openvino", "nncf", "executorch", "torchao", "ai_edge_litert"}
+HEAVY |= {
+    "tensorboard",
+    "mlflow",
+    "onnxscript",
+    "openvino",
+    "nncf",
+    "executorch",
+    "torchao",
+    "ai_edge_litert",
+    "optuna",
+    "ray",
+}
 DEPTH = {part: depth for depth, parts in enumerate(STOREYS) for part in parts}
 
 

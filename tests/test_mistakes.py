@@ -104,6 +104,8 @@ def folders(root: Path) -> None:
     picture(root / "strange" / "test" / "dogs" / "0.png")
     picture(root / "one" / "cat" / "0.png")
     picture(root / "flat" / "0.png")
+    picture(root / "single" / "cat" / "0.png")
+    picture(root / "single" / "dog" / "0.png")
     picture(root / "only-test" / "test" / "cat" / "0.png")
     picture(root / "hollow" / "cat" / "0.png")
     (root / "hollow" / "dog").mkdir()
@@ -151,7 +153,7 @@ def there(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 MISTAKES = {
     # recipes
     "train quikstart": "no recipe is called 'quikstart': did you mean quickstart?",
-    "train good": "good is a folder: weightclass train folder data.path=good",
+    "train good": "good is a folder: weightclass train --data good",
     "train nowhere.toml": "recipe nowhere.toml: cannot be read: No such file",
     "train syntax.toml": "syntax.toml: not valid TOML: ",
     "train latin.toml": "recipe latin.toml: cannot be read: not UTF-8",
@@ -164,7 +166,10 @@ MISTAKES = {
     "train nan.toml": "optimizer.lr = nan: expected a finite number",
     "train quickstart small-cpu": "two recipes, 'quickstart' and 'small-cpu'",
     "train quickstart train.epoch=3": "unknown key train.epoch: did you mean epochs?",
-    "train quickstart train.epochs=many": "train.epochs = 'many': expected int",
+    "train quickstart train.epochs=many": "train.epochs = 'many': choose from a whole number, fit",
+    "train quickstart train.epochs=2.5": "train.epochs = 2.5: expected int",
+    f"train quickstart {TINY.replace('=1 machine', '=fit machine', 1)}": 'epochs = "fit" needs a time to fit to: add',
+    "study table4 train.epochs=fit": 'train.epochs = "fit": the runs of a study are to be of one length',
     "train quickstart train.epochs=0": "train.epochs = 0: expected int >= 1",
     "train quickstart train.epochs=1 train.epochs=2": "train.epochs is set twice",
     "train quickstart model.blocks=1,1": "blocks has 2 and channels 3 entries",
@@ -208,6 +213,15 @@ MISTAKES = {
     f"{FOLDER}=splits data.watch_test=true": "data.watch_test = True: splits has splits of its own",
     f"{FOLDER}=good data.test=8": "data.test = 8: of 8 images in 2 classes",
     f"{FOLDER}=good data.size=-1": "data.size = -1: expected int >= 0",
+    f"{FOLDER}=single": "single: with one picture a class there is none to judge on",
+    "train --data nowhere": "data 'nowhere': no such folder; or choose from digits, cifar10, cifar100",
+    "train --data notes.txt --budget 1M": "data 'notes.txt': no such folder",
+    "train --data nothing --budget 1M": "nothing: holds no class folders",
+    "train --data one --budget 1M": "one: holds only one class folder, cat/",
+    "train --data good data.path=splits": "override 'data.path=splits': --data is there to say that",
+    "train --data good --budget 1M budget.params=2M": "override 'budget.params=2M': --budget is there to say that",
+    "train --data good --budget lots": "'lots' is not a size",
+    "train --data good --budget 20": "no residual network for 12x12 images and 2 classes is under params 20",
     # pictures
     "predict ours.safetensors nowhere.png": "nowhere.png: no such file or folder",
     "predict ours.safetensors empty.png": "no picture could be read; the first of 1: empty.png: empty file",
@@ -261,6 +275,19 @@ MISTAKES = {
     "eval published.pth --mean a,b,c": "'a,b,c' is not a list of numbers",
     "eval published.pth --size small": "'small' is not a valid integer",
     "weigh quickstart --draw net.jpg": "Invalid value for '--draw': 'net.jpg': name a .png file",
+    # designs
+    "design": "no limit to fill: give --budget 5M",
+    "design --budget lots": "'lots' is not a size",
+    "design --budget 100": "no residual network for 32x32 images and 10 classes is under params 100; the least has",
+    "design --budget 1M --macs 2k": "is under params 1M, macs 2k; the least has",
+    "design mobilenetv2": "recipe mobilenetv2: design knows residual networks only: set model.name=resnet",
+    "design small-cpu --image-size 64": "those of the recipe's images: leave them out",
+    "design quickstart model.kernels=3,3,5": "model.kernels and model.skip_kernels: one number each",
+    "design folder --budget 1M": "data.path",
+    "design --budget 1M --image-size 0": "0 is not in the range",
+    "design --budget 1M --image-size 8 --save ''": "an empty name",
+    "design --budget 1M --image-size 8 --save notes.txt": "could not write notes.txt/design-01.toml",
+    "design --budget 1M --image-size 8 --draw net.jpg": "name a .png file",
     # contact sheets
     "samples quikstart": "no recipe is called 'quikstart': did you mean quickstart?",
     "samples quickstart --save": "Option '--save' requires an argument",

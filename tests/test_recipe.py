@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from weightclass import config, recipe, run
 from weightclass.errors import UserError
+from weightclass.model.resnet import ResNetConfig
 from weightclass.recipe import Recipe
 from weightclass.training.optim import AdamW
 
@@ -144,7 +146,7 @@ def test_an_unknown_recipe(name: str, message: str, tmp_path: Path, monkeypatch:
         (b"[train]\nepochs = \xff\n", r"mine.toml: cannot be read: not UTF-8 text"),
         (b"[train]\nepochs = \n", r"mine.toml: not valid TOML: .*line 2"),
         (b"[train]\nepoch = 3\n", r"unknown key train.epoch: did you mean epochs\?"),
-        (b"[train]\nepochs = 'three'\n", r"recipe mine: train.epochs = 'three': expected int"),
+        (b"[train]\nepochs = 'three'\n", r"recipe mine: train.epochs = 'three': choose from a whole number, fit"),
         (b"train = 3\n", r"recipe mine: train = 3: expected table"),
         (b"base = 3\n", r"no recipe is called '3'"),
     ],
@@ -193,6 +195,66 @@ def test_the_fingerprint_sees_weights_and_data_only() -> None:
     for other in ("train.seed=1", "train.epochs=41", "augment.ops=crop(2)", "optimizer.lr=.2"):
         assert mark(other) != mark(), other
     assert mark(data="another") != mark()
+
+
+# --- own pictures and a budget -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "source", "set_"),
+    [
+        ("pictures", "folder", "folder"),
+        ("./pictures", "folder", "folder"),
+        ("digits", "quickstart", "digits"),
+        ("cifar10", "small-cpu", "cifar10"),
+        ("cifar100", "small-cpu", "cifar100"),
+        ("", "quickstart", "digits"),
+    ],
+)
+def test_the_data_has_its_recipe(data: str, source: str, set_: str) -> None:
+    named = recipe.tailored(data=data)
+    assert (named.source, named.recipe.data.name) == (source, set_)
+    assert named.recipe.data.path == (data if set_ == "folder" else "")
+    assert named.recipe.model == recipe.load(source, *settings(source)).recipe.model
+
+
+@pytest.mark.parametrize("budget", ["3k", 20_000, "300K"])
+@pytest.mark.parametrize("data", ["pictures", "digits", "cifar100"])
+def test_a_budget_picks_a_network_that_fills_it(data: str, budget: str | int) -> None:
+    """By settings alone: the command says which, whatever a later version would pick."""
+    named = recipe.tailored(data=data, budget=budget)
+    limit = config.parse_quantity(budget)
+    assert named.recipe.budget.limit("params") == limit
+    assert limit * (0.9 if limit < 100_000 else 0.99) < recipe.weigh(named.recipe).params < limit
+    _, _, *words = shlex.split(recipe.reproduce(named))
+    assert recipe.load(*words) == named
+    assert any(word.startswith("model.blocks=") for word in words)
+
+
+def test_a_named_recipe_and_a_named_network_stay(tmp_path: Path) -> None:
+    own = recipe.tailored("", "model.blocks=1,1", "model.channels=4,8", data="pictures", budget="50k").recipe
+    assert (own.model.blocks, own.budget.params) == ((1, 1), "50k")  # type: ignore[union-attr]
+    mine = written(tmp_path, "mine.toml", '[model]\nname = "mobilenetv2"\n[train]\nbatch_size = 7\n')
+    named = recipe.tailored(mine, "train.epochs=2", data="pictures", budget="50k")
+    assert (named.name, named.recipe.train.batch_size, named.recipe.train.epochs) == ("mine", 7, 2)
+    assert isinstance(named.recipe.model, ResNetConfig)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said", "message"),
+    [
+        (["data.path=other"], {"data": "pictures"}, r"override 'data.path=other': --data is there to say that"),
+        (["data.name=cifar10"], {"data": "digits"}, r"override 'data.name=cifar10': --data is there"),
+        (["budget.params=2M"], {"budget": "1M"}, r"override 'budget.params=2M': --budget is there"),
+        ([], {"data": "cifr10"}, r"data 'cifr10': no such folder; or choose from digits, cifar10, cifar100"),
+        (["data.size=9"], {"data": "cifar10"}, r"size is for name = .folder."),
+        ([], {"data": "pictures", "budget": "lots"}, r"'lots' is not a size"),
+        ([], {"data": "pictures", "budget": 9}, r"no residual network for 9x9 images and 2 classes is under params 9"),
+    ],
+)
+def test_what_contradicts_is_one_line(overrides: list[str], said: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recipe.tailored("", *overrides, **said)
 
 
 def test_the_command_makes_the_same_run_again(tmp_path: Path) -> None:

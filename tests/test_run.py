@@ -10,8 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 import weightclass as wc
@@ -108,6 +110,8 @@ def test_the_result_tells_of_the_run(finished: Path) -> None:
         "pad": False,
         "micro_batch": 0,
         "recompute": False,
+        "epochs": 0,
+        "ranks": 1,
     }
 
 
@@ -290,6 +294,58 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
             train(tmp_path)
     assert "\n" not in str(caught.value)
     assert_same_weights(train(tmp_path).folder, finished)
+
+
+# --- own pictures ------------------------------------------------------------------------------------------
+
+
+def shapes(folder: Path, mode: str = "RGB", each: int = 60, side: int = 48) -> Path:
+    """Circles, squares and triangles in any colour on any darker ground."""
+    draw_of = np.random.default_rng(0)
+    for label in ("circle", "square", "triangle"):
+        (folder / label).mkdir(parents=True)
+        for number in range(each):
+            picture = Image.new("RGB", (side, side), tuple(draw_of.integers(0, 120, 3).tolist()))
+            (x, y), r = draw_of.integers(14, side - 14, 2).tolist(), int(draw_of.integers(7, 13))
+            pen, fill = ImageDraw.Draw(picture), tuple(draw_of.integers(130, 256, 3).tolist())
+            if label == "triangle":
+                pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill)
+            else:
+                (pen.ellipse if label == "circle" else pen.rectangle)((x - r, y - r, x + r, y + r), fill)
+            picture.convert(mode).save(folder / label / f"{number}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_own_pictures_and_a_budget_become_an_exported_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHTCLASS_CACHE", str(tmp_path / "cache"))
+    machine = ("machine.threads=1", "machine.precision=float32")
+    call: dict[str, Any] = {
+        "data": str(shapes(tmp_path / "shapes")),
+        "budget": "200K",
+        "out": tmp_path / "runs",
+        "quiet": True,
+    }
+    outcome = wc.train("", "train.epochs=fit", *machine, time_limit=25.0, **call)
+    outcome = outcome if outcome.result else wc.train("", "train.epochs=fit", *machine, **call)  # on a busy machine
+    told = outcome.result
+    assert told and told.split == "test"
+    assert told.scorecard.n == 36
+    assert told.scorecard.accuracy > 0.6
+    assert 194_000 < told.params < 200_000
+    assert f"train.epochs={told.epochs}" in told.command
+    [handed] = wc.export(outcome.folder, ["onnx"])
+    assert handed.path.exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_grey_pictures_and_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHTCLASS_CACHE", str(tmp_path / "cache"))
+    grey = shapes(tmp_path / "shapes", "L", each=3)
+    quick = ("train.epochs=1", "machine.threads=1", "machine.precision=float32", "data.size=16")
+    outcome = wc.train("", *quick, data=str(grey), budget="5k", out=tmp_path, quiet=True)
+    assert outcome.result and outcome.result.params < 5000
+    assert wc.load(outcome.folder).image_shape == (1, 16, 16)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------

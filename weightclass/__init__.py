@@ -2,7 +2,9 @@
 
 import weightclass as wc
 outcome = wc.train("quickstart", "train.epochs=10")
+outcome = wc.train("", "train.epochs=fit", data="flowers", budget="1M", time_limit=1800)
 weights = wc.weigh("paper-97")
+networks = wc.design("1M", image_shape=(3, 64, 64), classes=5)
 wc.samples("paper-97", path="samples.png")
 answers = wc.load(outcome.folder).predict(["cat.jpg", "dog.jpg"])
 card = wc.evaluate(outcome.folder)
@@ -17,19 +19,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "evaluate", "export", "load", "run_studies", "samples", "train", "weigh", "write_report"]
+__all__ = ["UserError", "design", "evaluate", "export", "load", "run_studies", "samples", "train", "weigh"]
+__all__ += ["write_report"]
 
 if TYPE_CHECKING:
     from weightclass.edge.export import export
     from weightclass.errors import UserError
     from weightclass.judge import evaluate
+    from weightclass.model.design import design
     from weightclass.modelfile import load
     from weightclass.report import write_report
     from weightclass.run import samples, train, weigh
     from weightclass.study.grid import run_studies
 
 _HOME = {"UserError": "errors", "load": "modelfile", "evaluate": "judge", "write_report": "report"}
-_HOME |= {"run_studies": "study.grid", "export": "edge.export"}
+_HOME |= {"run_studies": "study.grid", "export": "edge.export", "design": "model.design"}
 _HOME |= dict.fromkeys(("train", "weigh", "samples"), "run")
 
 

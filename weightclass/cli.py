@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from weightclass import __version__
+from weightclass import __version__, ranks
 from weightclass.errors import UserError
 
 _STARTED = time.monotonic()
@@ -83,12 +83,26 @@ class Place(click.ParamType):
         return value or self.fail("an empty name", param, ctx)
 
 
+class Cluster(click.ParamType):
+    """`local`, `auto` or an address of Ray's, such as `10.0.0.1:6379`; what follows a bare --ray may be none."""
+
+    name = "cluster"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        if value in ("local", "auto") or re.fullmatch(r"\S+:[0-9]+", value):
+            return value
+        return self.fail(f"{value!r}: write HOST:PORT, auto or local (a bare --ray goes last)", param, ctx)
+
+
 _device = click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu")
 _published = _several(
     click.option("--mean", type=Numbers(), default=(), help="of a published checkpoint's images, as 0.5,0.5,0.5"),
     click.option("--std", type=Numbers(), default=(), help="the same"),
     click.option("--pool", default="", help="its pool, such as avg(4), where its weights leave that open"),
     click.option("--size", type=click.IntRange(1, 4096), help="height and width of its images  [default: 32]"),
+)
+_ray = click.option(
+    "--ray", type=Cluster(), is_flag=False, flag_value="local", help="as workers of this Ray cluster, or of a local one"
 )
 _recipe = click.argument("words", nargs=-1, metavar="[RECIPE] [table.key=value]...")
 
@@ -118,20 +132,25 @@ def cli() -> None:
 @click.option(
     "--out", type=Place(), metavar="FOLDER", default="runs", show_default=True, help="where the run folders go"
 )
+@click.option(
+    "--data", default="", metavar="PLACE", help="a folder of class folders of pictures, or a set such as cifar10"
+)
+@click.option("--budget", default="", metavar="SIZE", help="parameters to stay under: picks the network, such as 1M")
 @click.option("--time-limit", default="", help="save and stop in time: 90s, 9m, 1.5h")
 @click.option("--quiet", is_flag=True, help="print nothing but errors")
-def train(words: tuple[str, ...], out: str, time_limit: str, quiet: bool) -> int:
-    """Train a recipe (default: quickstart). The same command again continues a stopped run.
+def train(words: tuple[str, ...], out: str, data: str, budget: str, time_limit: str, quiet: bool) -> int:
+    """Train a recipe (default: the one for the data, or quickstart). The same command again continues a stopped run.
 
-    RECIPE is a name or a .toml file; settings such as train.epochs=30 change it.
+    RECIPE is a name or a .toml file; settings such as train.epochs=30 change it, and train.epochs=fit trains for as
+    long as the time limit allows.
     """
     from weightclass import run
     from weightclass.config import parse_duration
     from weightclass.stopping import EXIT_CODES
 
-    name, settings = _sorted(words)
+    name, settings = _sorted(words, "")
     limit = parse_duration(time_limit) - (time.monotonic() - _STARTED) if time_limit else None
-    outcome = run.train(name, *settings, out=out, time_limit=limit, quiet=quiet)
+    outcome = run.train(name, *settings, data=data, budget=budget, out=out, time_limit=limit, quiet=quiet)
     return EXIT_CODES[outcome.stopped] if outcome.stopped else 0
 
 
@@ -223,6 +242,44 @@ def weigh(words: tuple[str, ...], draw: str) -> int:
     return 0
 
 
+@cli.command(short_help="List networks that fill a budget, to train.")
+@_recipe
+@click.option("--budget", default="", help="parameters to stay under, such as 5M")
+@click.option("--macs", default="", help="multiply-accumulates of one image to stay under, such as 1.2G")
+@click.option("--bytes", "size", default="", help="bytes of the float32 weights to stay under, such as 2MB")
+@click.option("--latency-ms", type=click.FloatRange(0, min_open=True), help="of one image, one thread, measured here")
+@click.option("--image-size", type=click.IntRange(1, 4096), help="of images that no RECIPE names  [default: 32]")
+@click.option("--channels", type=click.IntRange(1, 64), help="the same  [default: 3]")
+@click.option("--classes", type=click.IntRange(2, 1_000_000), help="the same  [default: 10]")
+@click.option("--top", type=click.IntRange(1, 99), default=15, show_default=True, help="how many to list at most")
+@click.option("--save", type=Place(), metavar="FOLDER", help="write each as a recipe there")
+@click.option("--draw", type=Place(".png"), metavar="FILE", help="draw all that fit, score against MACs")
+def design(words: tuple[str, ...], latency_ms: float | None, top: int, save: str, draw: str, **said: Any) -> int:
+    """List residual networks that stay under a budget and fill it, ranked by a criterion that needs no training.
+
+    For RECIPE and its images, or for images of a size and number of classes.
+    """
+    from weightclass.config import joined
+    from weightclass.runlog import console
+    from weightclass.search import listing
+
+    name, settings = _sorted(words, "")
+    limits = {"params": said["budget"], "macs": said["macs"], "bytes_fp32": said["size"]}
+    settings = joined(settings, [f"budget.{key}={limit}" for key, limit in limits.items() if limit])
+    images = [said["channels"], said["image_size"], said["classes"]]
+    if name and any(images):
+        raise UserError("--image-size, --channels and --classes are those of the recipe's images: leave them out")
+    channels, side, classes = (given or usual for given, usual in zip(images, (3, 32, 10), strict=True))
+    told = listing.listing(name, settings, (channels, side, side), classes, top, latency_ms)
+    if save:
+        listing.save(told, save)
+    if draw:
+        listing.draw(told, draw)
+    command = " ".join(["weightclass train", told.base, *told.settings, "SETTINGS"])
+    console().print(listing.table(told), f"\nTrain one: {command}", markup=False, soft_wrap=True)
+    return 0
+
+
 @cli.command(short_help="Draw what a recipe's network would see.")
 @_recipe
 @click.option(
@@ -249,6 +306,7 @@ def samples(words: tuple[str, ...], save: str, images: int, draws: int) -> int:
 @click.option("--subset", type=click.IntRange(0), default=0, help="a pilot: on this many training images")
 @click.option("--width", type=Share(), default=1.0, help="a pilot: this share of all channels, such as 1/8")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
+@_ray
 @click.option("--out", type=Place(), metavar="FOLDER", default="runs", show_default=True, help="where all runs go")
 @click.option("--time-limit", default="", help="save and stop in time: 90s, 9m, 1.5h")
 @click.option("--quiet", is_flag=True, help="one line a run")
@@ -260,6 +318,7 @@ def study(
     subset: int,
     width: float,
     jobs: int,
+    ray: str | None,
     out: str,
     time_limit: str,
     quiet: bool,
@@ -281,7 +340,7 @@ def study(
         out_.print(*plan.listings(names, seeds, short, settings), sep="\n\n")
         return 0
     limit = parse_duration(time_limit) - (time.monotonic() - _STARTED) if time_limit else None
-    how = {"out": out, "seeds": seeds, "short": short, "jobs": jobs, "time_limit": limit, "quiet": quiet}
+    how = {"out": out, "seeds": seeds, "short": short, "jobs": jobs, "ray": ray, "time_limit": limit, "quiet": quiet}
     sheets, stopped = grid.run_studies(names, *settings, **how)
     for sheet, folder in sheets:
         out_.print(table.terminal(sheet, narrow=out_.width < 112), f"\n{write_report(folder)}\n")
@@ -289,6 +348,71 @@ def study(
         out_.print(f"stopped ({stopped}): the same command continues", markup=False)
         return EXIT_CODES[stopped]
     return int(any(run.failure for sheet, _ in sheets for line in sheet.lines for run in line.runs))
+
+
+@cli.command(short_help="Find the best recipe under a budget, on your images.")
+@_recipe
+@click.option("--budget", default="", help="parameters to stay under, such as 1M  [default: the recipe's]")
+@click.option("--macs", default="", help="multiply-accumulates of one image to stay under, such as 40M")
+@click.option("--bytes", "size", default="", help="bytes of the float32 weights to stay under, such as 2MB")
+@click.option("--latency-ms", type=click.FloatRange(0, min_open=True), help="of one image, one thread, measured here")
+@click.option("--trials", type=click.IntRange(1, 100_000), default=20, show_default=True, help="recipes to try")
+@click.option("--epochs", type=click.IntRange(0), default=0, help="of a trial  [default: a tenth of the recipe's]")
+@click.option("--over", default="model,optimizer,schedule,augment", show_default=True, help="what may be chosen")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of the proposals")
+@click.option("--final/--no-final", default=True, help="train the best in full  [default: final]")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
+@_ray
+@click.option("--storage", default="", metavar="URL", help="a database of several machines  [default: a file]")
+@click.option("--out", type=Place(), metavar="FOLDER", default="runs", show_default=True, help="where all runs go")
+@click.option("--time-limit", default="", help="save and stop in time: 90s, 9m, 1.5h")
+@click.option("--quiet", is_flag=True, help="one line a trial")
+def search(
+    words: tuple[str, ...],
+    budget: str,
+    macs: str,
+    size: str,
+    latency_ms: float | None,
+    trials: int,
+    epochs: int,
+    over: str,
+    seed: int,
+    final: bool,
+    jobs: int,
+    ray: str | None,
+    storage: str,
+    out: str,
+    time_limit: str,
+    quiet: bool,
+) -> int:
+    """Try variants of RECIPE that stay under a budget, each trained briefly and the poor ones stopped early.
+
+    Ends with a table and a figure of accuracy against cost, the best recipe as a file, and its training in full. The
+    same command again goes on; several processes may share one --out, several machines one --storage.
+    """
+    from weightclass import run
+    from weightclass.config import joined, parse_duration
+    from weightclass.runlog import console
+    from weightclass.search import front
+    from weightclass.search.search import search as look
+    from weightclass.stopping import EXIT_CODES
+
+    name, settings = _sorted(words)
+    limits = {"params": budget, "macs": macs, "bytes_fp32": size}
+    settings = joined(settings, [f"budget.{key}={limit}" for key, limit in limits.items() if limit])
+    limit = parse_duration(time_limit) - (time.monotonic() - _STARTED) if time_limit else None
+    how = {"count": trials, "epochs": epochs, "over": over.split(","), "latency_ms": latency_ms or 0.0, "seed": seed}
+    how |= {"final": final, "jobs": jobs, "ray": ray, "storage": storage, "out": out}
+    how |= {"time_limit": limit, "quiet": quiet}
+    sheet, folder, stopped = look(name, *settings, **how)
+    out_ = console()
+    out_.print(front.table(sheet, narrow=out_.width < 112), f"\n{folder}\n")
+    if sheet.final:
+        run.report(folder.parents[1] / sheet.final_folder, sheet.final, "the best, trained in full")
+    if stopped:
+        out_.print(f"stopped ({stopped}): the same command continues", markup=False)
+        return EXIT_CODES[stopped]
+    return 0
 
 
 @cli.command("export", short_help="Write files for devices, proven to agree.")
@@ -431,9 +555,9 @@ def report(place: str, save: str | None) -> int:
     return 0
 
 
-def _sorted(words: tuple[str, ...]) -> tuple[str, list[str]]:
+def _sorted(words: tuple[str, ...], usual: str = "quickstart") -> tuple[str, list[str]]:
     """The recipe, which may be left out, and the settings; they may stand in any order."""
-    names = [word for word in words if not _SETTING.match(word)] or ["quickstart"]
+    names = [word for word in words if not _SETTING.match(word)] or [usual]
     if len(names) > 1:
         raise UserError(f"two recipes, {names[0]!r} and {names[1]!r}: name one; a setting is table.key=value")
     return names[0], [word for word in words if _SETTING.match(word)]
@@ -453,7 +577,8 @@ def main(args: list[str] | None = None) -> None:
     except (UserError, click.ClickException) as error:
         help_ = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print(f"error: {message.rstrip('.') if help_ else message}{help_}", file=sys.stderr)
+        if ranks.here.speaks:  # of those that torchrun started
+            print(f"error: {message.rstrip('.') if help_ else message}{help_}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes

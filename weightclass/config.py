@@ -145,6 +145,26 @@ def apply_overrides(tree: Tree, overrides: Iterable[str], struct: type[msgspec.S
     return merge(tree, over, struct)
 
 
+def joined(*groups: Iterable[str]) -> list[str]:
+    """Settings of which a later group's replace an earlier one's of the same key."""
+    kept: list[str] = []
+    for group in groups:
+        keys = set(map(key_of, group := list(group)))
+        kept = [text for text in kept if key_of(text) not in keys] + group
+    return kept
+
+
+def key_of(setting: str) -> str:
+    """`train.epochs` of `train.epochs=30`."""
+    return setting.partition("=")[0].strip()
+
+
+def to_setting(key: str, value: Any) -> str:
+    """`model.blocks=2,2` of a key and what it holds."""
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f"{key}={text.lower() if isinstance(value, bool) else text}"
+
+
 # --- tree to struct, and back ------------------------------------------------------------------------------
 
 
@@ -203,11 +223,12 @@ def _explain(message: str, tree: Tree, struct: type[msgspec.Struct]) -> str:
     if isinstance(value, Mapping):
         return f"[{path}] {reason}" if path else reason
     if reason.startswith("Invalid enum value"):
-        choices = [getattr(kind, "values", ("true", "false")) for kind in _kinds(struct, *keys)]  # or a truth
+        choices = [getattr(kind, "values", _OTHERS.get(type(kind), ())) for kind in _kinds(struct, *keys)]
         return f"{path} = {value!r}{near_miss(str(value), map(str, sum(choices, ())))}"
     return f"{path} = {value!r}: {reason}"
 
 
+_OTHERS = {inspect.BoolType: ("true", "false"), inspect.IntType: ("a whole number",)}
 # msgspec's words to TOML's
 _WORDS = {"Expected": "expected", "array": "list", "object": "table", "bool": "true or false", "`": ""}
 

@@ -17,6 +17,7 @@ import msgspec
 import torch
 import torch.nn.functional as F
 
+from weightclass import ranks
 from weightclass.config import Table, parse_quantity
 from weightclass.errors import UserError
 
@@ -28,7 +29,7 @@ class Machine(Table):
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
-    """CPU threads; 0: as many as the process may use."""
+    """CPU threads; 0: as many as the process may use, of several ranks on a machine each its share."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward and backward pass (weights stay float32). auto: bfloat16 on CUDA, on CPU where a probe says
     that it pays."""
@@ -62,6 +63,10 @@ class Decisions(msgspec.Struct, frozen=True, kw_only=True):
     """Images a forward pass where memory ran out and the loop cut the batch; 0: as the recipe says."""
     recompute: bool = False
     """Whether residual blocks are computed again in the backward pass, for the same reason."""
+    epochs: int = 0
+    """What train.epochs = "fit" came to; 0: the recipe has a number."""
+    ranks: int = 1
+    """Processes that shared the training when it was started; another number takes the rest as it is but `threads`."""
 
 
 def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
@@ -69,6 +74,8 @@ def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
     if earlier:
         return _honour(config, earlier)
     device = available(config.device)
+    if device == "mps" and ranks.here.size > 1:
+        raise UserError("several ranks cannot train on MPS: set machine.device=cpu, or start one process")
     threads = config.threads or cores()
     torch.set_num_threads(threads)
     precision = config.precision
@@ -84,7 +91,8 @@ def decide(config: Machine, earlier: Decisions | None = None) -> Decisions:
         compiled = False
     graphs, halves = config.compile == "graphs", device == "cuda" and precision == "bfloat16"
     pad = config.pad == "on" or (config.pad == "auto" and halves)
-    return Decisions(device=device, threads=threads, precision=precision, compile=compiled, graphs=graphs, pad=pad)
+    how = {"precision": precision, "compile": compiled, "graphs": graphs, "pad": pad}
+    return Decisions(device=device, threads=threads, **how, ranks=ranks.here.size)
 
 
 def apply(decisions: Decisions) -> torch.device:
@@ -96,11 +104,19 @@ def apply(decisions: Decisions) -> torch.device:
     if decisions.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True  # torch's default for convolutions, as in the paper's runs
         torch.backends.cudnn.benchmark = True
-    return torch.device(decisions.device)
+    if decisions.device == "cpu" or ranks.here.size == 1:
+        return torch.device(decisions.device)
+    if ranks.here.local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(
+            f"this machine has {count} GPUs for {ranks.here.local_size} ranks: set --nproc-per-node {count}"
+        )
+    torch.cuda.set_device(ranks.here.local_rank)
+    return torch.device("cuda", ranks.here.local_rank)
 
 
 def cores() -> int:
-    """Cores that this process may use (OMP_NUM_THREADS, where it is set, is a wish to be respected)."""
+    """Cores for this process, a rank's share of them (OMP_NUM_THREADS, where it is set, is a wish to be respected)."""
     wish = os.environ.get("OMP_NUM_THREADS", "")
     if wish.isdigit() and int(wish):
         return int(wish)
@@ -109,7 +125,7 @@ def cores() -> int:
         quota, period = text.split()
         if quota != "max":
             cores = min(cores, math.ceil(int(quota) / int(period)))
-    return cores
+    return max(1, cores // ranks.here.local_size)
 
 
 def available(wanted: str) -> str:
@@ -125,6 +141,8 @@ def available(wanted: str) -> str:
 
 
 def _honour(config: Machine, earlier: Decisions) -> Decisions:
+    if earlier.ranks != ranks.here.size:
+        earlier = msgspec.structs.replace(earlier, threads=config.threads or cores())
     taken = {"device": earlier.device, "threads": earlier.threads, "precision": earlier.precision}
     taken["compile"] = "graphs" if earlier.graphs else "on" if earlier.compile else "off"
     taken["pad"] = "on" if earlier.pad else "off"
@@ -242,7 +260,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 def room(device: torch.device) -> int:
     """Bytes that a set of images may take on `device` where machine.memory sets none: half of what is free."""
-    return (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()) // 2
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory() // ranks.here.local_size
+    return free // 2
 
 
 _ROOT = Path("/")

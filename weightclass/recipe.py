@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 from weightclass import config
 from weightclass.augment import pipeline
 from weightclass.augment.pipeline import Augment
-from weightclass.config import Table
+from weightclass.config import Table, key_of
 from weightclass.data import sources
 from weightclass.data.sources import Data, Found
 from weightclass.device import Machine
 from weightclass.errors import UserError
 from weightclass.model import budget, networks
 from weightclass.model.budget import Budget, Weights
+from weightclass.model.design import pick
 from weightclass.model.networks import Network
 from weightclass.model.resnet import ResNetConfig
 from weightclass.trackers import Track
@@ -73,14 +74,36 @@ def load(name: str, *overrides: str) -> Named:
     return Named(label, recipe, overrides, name)
 
 
+BASES = {"": "quickstart", "digits": "quickstart", "cifar10": "small-cpu", "cifar100": "small-cpu"}
+"""Recipe for a set; that for a folder is called folder."""
+
+
+def tailored(name: str = "", *overrides: str, data: str = "", budget: int | str = "") -> Named:
+    """Recipe `name` (empty: the one for such data) for a set or a folder of pictures called `data`, with a network
+    picked to fill `budget` parameters, unless a setting says which; all of it as ordinary settings. Raises UserError.
+    """
+    said = [f"data.name={data}"] if data in BASES else ["data.name=folder", f"data.path={data}"]
+    said = said * bool(data) + [f"budget.params={budget}"] * (budget != "")
+    if data not in BASES and not Path(data).expanduser().is_dir():
+        raise UserError(f"data {data!r}: no such folder; or choose from {', '.join(filter(None, BASES))}")
+    for text in overrides:
+        if key_of(text) in map(key_of, said):
+            raise UserError(f"override {text!r}: --{text.partition('.')[0]} is there to say that; keep one of them")
+    name = name or BASES.get(data, "folder")
+    named = load(name, *overrides, *said)
+    if budget == "" or any(text.startswith("model.") for text in overrides):
+        return named
+    found = sources.find(named.recipe.data)
+    picked = pick(named.recipe.budget, found.image_shape, found.classes)
+    return load(name, *overrides, *said, *networks.settings(picked, named.recipe.model))
+
+
 def _read(name: str, beside: Path = Path()) -> tuple[dict[str, Any], str]:
     path = beside / name
     if path.suffix == ".toml" or (len(Path(name).parts) > 1 and not path.is_dir()):
         return config.read_toml(path, f"recipe {name}"), path.stem
     if name and name not in names() and Path(name).is_dir():
-        raise UserError(
-            f"{name} is a folder: weightclass train folder data.path={shlex.quote(name)} trains on its pictures"
-        )
+        raise UserError(f"{name} is a folder: weightclass train --data {shlex.quote(name)} trains on its pictures")
     if name not in names():
         raise UserError(f"no recipe is called {name!r}{config.near_miss(name, names())} (or a path ending in .toml)")
     text = resources.files("weightclass").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
@@ -89,7 +112,7 @@ def _read(name: str, beside: Path = Path()) -> tuple[dict[str, Any], str]:
 
 def check(recipe: Recipe, where: str) -> None:
     """Refuse combinations across tables that cannot work."""
-    if recipe.schedule.warmup >= recipe.train.epochs:
+    if recipe.train.epochs != "fit" and recipe.schedule.warmup >= recipe.train.epochs:
         raise UserError(
             f"{where}: schedule.warmup = {recipe.schedule.warmup:g} epochs leaves nothing of "
             f"train.epochs = {recipe.train.epochs}; shorten it"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
-from weightclass import __version__, device, judge, modelfile, recipe, results, trackers
+from weightclass import __version__, device, judge, modelfile, pace, ranks, recipe, results, trackers
 from weightclass.augment.pipeline import Pipeline
 from weightclass.data import sources
 from weightclass.data.loader import Loader
 from weightclass.data.sources import Found
+from weightclass.errors import UserError
 from weightclass.evaluation import charts, grids
 from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import check_writable, run_lock, safe_name
@@ -23,8 +26,8 @@ from weightclass.model.budget import Weights
 from weightclass.recipe import Named
 from weightclass.results import Result
 from weightclass.runlog import console, working
-from weightclass.session import Observer, Session, augmentation
-from weightclass.stopping import Stopper
+from weightclass.session import Observer, Session, Watch, augmentation
+from weightclass.stopping import EXIT_CODES, Stopper
 from weightclass.training.checkpoint import Keeper
 from weightclass.training.loop import fit
 
@@ -41,45 +44,66 @@ class Outcome:
 
 
 def train(
-    name: str = "quickstart",
+    name: str = "",
     *overrides: str,
+    data: str = "",
+    budget: int | str = "",
     out: str | Path = "runs",
     time_limit: float | None = None,
     quiet: bool = False,
 ) -> Outcome:
-    """Train recipe `name` with `table.key=value` overrides.
+    """Train recipe `name` with `table.key=value` overrides. `data` is a folder of pictures, or a set's name; `budget`
+    has a network picked with fewer parameters. Without any of them: quickstart.
 
     The same call continues a stopped run, or reports a finished one. `out` holds the run folders; `time_limit` in
-    seconds saves and returns in time. Raises UserError.
+    seconds saves and returns in time. Under torchrun, all ranks share the one run. Raises UserError.
     """
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    outcome = carry_out(recipe.load(name, *overrides), out, Stopper(deadline), quiet)
+    with ranks.joined():
+        named = recipe.tailored(name, *overrides, data=data, budget=budget)
+        quiet = quiet or ranks.here.rank > 0
+        outcome = carry_out(named, out, Stopper(None if ranks.here.rank else deadline), quiet)
     if outcome.result and not quiet:
         report(outcome.folder, outcome.result, "done" if outcome.fresh else "finished already")
     return outcome
 
 
-def carry_out(named: Named, out: str | Path, stopper: Stopper, quiet: bool = False) -> Outcome:
-    """Train a recipe to its end, or until `stopper` has a reason, from wherever its folder says it stands."""
+def carry_out(
+    named: Named, out: str | Path, stopper: Stopper, quiet: bool = False, watch: Watch | None = None
+) -> Outcome:
+    """Train a recipe to its end, or until `stopper` or `watch` has a reason, from wherever its folder says it is."""
     trackers.check(named.recipe.track)
     found = sources.find(named.recipe.data)
     weights = _weighed(named, found)  # over budget is refused here, before any pixel is read
     with working("decoding", quiet) as progress:
-        splits = found.load(progress)
+        splits = ranks.in_turn(lambda: found.load(progress))
     fingerprint = recipe.fingerprint(named.recipe, splits.digest())
+    if fingerprint != ranks.tell(fingerprint.encode).decode():
+        raise UserError("the recipe or the pictures here are not those of rank 0: copy them from there")
     folder = folder_of(named, fingerprint, out)
-    with run_lock(folder), stopper:
-        if result := results.read(folder):
+    pace.check(named, folder, stopper)
+    with contextlib.nullcontext() if ranks.here.rank else run_lock(folder), stopper:
+        if result := _told(lambda: results.read(folder)):
             Keeper(folder / "checkpoint").clear()  # a kill may have come between the result and this
             return Outcome(folder, result)
-        session = Session(named, weights, splits, folder, quiet)
+        named, decided = pace.fitted(named, weights, splits, folder, stopper, quiet)
+        if decided and (asked := ranks.agree(stopper.asked)):  # while it measured
+            return Outcome(folder, None, asked)
+        session = Session(named, weights, splits, folder, quiet, decided)
         with contextlib.closing(session.meter):
-            observer = Observer(session, stopper)
+            observer = Observer(session, stopper, watch)
             stopped = fit(session.state, session.plan, session.batches, session.keeper, observer)
         # A session that had nothing left to train finishes, or a short time limit would never see the end.
-        if stopped := stopped or (session.meter.images and stopper.reason(session.seconds_to_finish())):
+        late = lambda: ranks.agree(stopper.reason(session.seconds_to_finish()))  # noqa: E731
+        if stopped := stopped or (session.meter.images and late()):
             return pause(session, stopped)
-        return Outcome(folder, finish(session, fingerprint), fresh=True)
+        result = _told(lambda: finish(session, fingerprint, pictures=watch is None))
+        return Outcome(folder, result, fresh=True)
+
+
+def _told(find: Callable[[], Result | None]) -> Result | None:
+    """What rank 0 finds, on every rank."""
+    return msgspec.json.decode(ranks.tell(lambda: msgspec.json.encode(find())), type=Result | None)
 
 
 def folder_of(named: Named, fingerprint: str, out: str | Path = "runs") -> Path:
@@ -124,21 +148,23 @@ def _weighed(named: Named, found: Found) -> Weights:
 
 
 def pause(session: Session, reason: str) -> Outcome:
-    """Stopped early, the checkpoint already written: say how to go on."""
-    session.meter.say(
-        f"stopped ({reason}) at step {session.state.step:,} of {session.plan.steps:,}, saved in {session.folder}; "
-        "the same command continues"
-    )
+    """Stopped early, the checkpoint already written: say how to go on, unless a watcher wanted it so."""
+    if reason in EXIT_CODES:
+        session.meter.say(
+            f"stopped ({reason}) at step {session.state.step:,} of {session.plan.steps:,}, saved in {session.folder}; "
+            "the same command continues"
+        )
     return Outcome(session.folder, None, reason)
 
 
-def finish(session: Session, fingerprint: str) -> Result:
+def finish(session: Session, fingerprint: str, pictures: bool = True) -> Result:
     """Read the judged images once, with the final weights; write model, pictures and, last of all, the result."""
     if session.judged_on == "test":
         results.count_reading(session.folder, "result")
     card, logits = session.score(session.judged_on)
     size = modelfile.save(session.folder / modelfile.FILE_NAME, _classifier(session, card, fingerprint))
-    draw(session, card, logits)
+    if pictures:
+        draw(session, card, logits)
     result = _result(session, card, fingerprint, size)
     figures = {"accuracy": card.accuracy, "nll": card.nll, "params": result.params, "macs": result.macs}
     session.trackers.finish(result.epochs, figures | {"seconds": result.seconds})
@@ -172,7 +198,7 @@ def _classifier(session: Session, card: Scorecard, fingerprint: str) -> modelfil
 
 def _result(session: Session, card: Scorecard, fingerprint: str, model_bytes: int) -> Result:
     settings, weights = session.recipe.train, session.weights
-    images = min(session.plan.steps * settings.batch_size, settings.epochs * len(session.splits.train))
+    images = min(session.plan.steps * settings.batch_size, settings.length * len(session.splits.train))
     state, seconds = session.state, max(session.state.seconds, 1e-9)
     return Result(
         name=session.named.name,
@@ -188,7 +214,7 @@ def _result(session: Session, card: Scorecard, fingerprint: str, model_bytes: in
         params=weights.params,
         macs=weights.macs,
         train_pflops=(12 if settings.sam else 6) * weights.macs * images / 1e15,
-        epochs=settings.epochs,
+        epochs=settings.length,
         seconds=state.seconds,
         images_per_second=images / seconds,
         waiting=state.waited / seconds,
@@ -211,7 +237,8 @@ def draw(session: Session, card: Scorecard, logits: Tensor) -> None:
 def _contact_sheet(
     named: Named, pipeline: Pipeline, loader: Loader, path: str | Path, images: int = 8, draws: int = 7
 ) -> None:
-    batch = next(loader.epoch(0))
+    with ranks.alone():
+        batch = next(loader.epoch(0))
     epochs = [pipeline.augment(batch, epoch, epoch * loader.steps) for epoch in range(draws)]
     earlier = (batch.labels[:1024, None] == batch.labels[:1024]).tril(-1).sum(1)  # images of its class before each
     rows = earlier.argsort(stable=True)[:images]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from weightclass import __version__, config, device, results
+from weightclass import __version__, config, device, ranks, results
 from weightclass.augment.pipeline import Pipeline
 from weightclass.augment.pipeline import check as check_augment
 from weightclass.batching import Batch
@@ -30,7 +30,7 @@ from weightclass.model.budget import Weights
 from weightclass.recipe import Named, Recipe
 from weightclass.runlog import Meter, Metrics, human_bytes, left_out
 from weightclass.stopping import Stopper
-from weightclass.trackers import Trackers
+from weightclass.trackers import Track, Trackers
 from weightclass.training import optim, schedule
 from weightclass.training.averaging import Average
 from weightclass.training.checkpoint import Keeper
@@ -41,9 +41,19 @@ from weightclass.training.loop import Plan, State
 class Session:
     """One sitting of a run. A run that is killed and started again has several, and one outcome."""
 
-    def __init__(self, named: Named, weights: Weights, splits: Splits, folder: Path, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        named: Named,
+        weights: Weights,
+        splits: Splits,
+        folder: Path,
+        quiet: bool = False,
+        decided: device.Decisions | None = None,
+    ) -> None:
         self.named, self.recipe, self.weights, self.splits, self.folder = named, named.recipe, weights, splits, folder
-        decisions = self._decisions()
+        self.changed = ""
+        taken = ranks.tell(lambda: msgspec.json.encode(self._decisions(decided)))
+        self.decisions = decisions = msgspec.json.decode(taken, type=device.Decisions)
         self.device = device.apply(decisions)
         train = self._placed(splits.train)
         if decisions.compile:
@@ -52,7 +62,8 @@ class Session:
         self.pipeline = augmentation(self.recipe, train, self.device, compiled)
         self.augmenting = device.Stopwatch(self.device)
         settings = self.recipe.train
-        self.loader = Loader(train, settings.batch_size, settings.seed, settings.drop_last, self.device)
+        size, seed, drop_last = settings.batch_size, settings.seed, settings.drop_last
+        self.loader = Loader(train, size, seed, drop_last, self.device, settings.group)
         self.plan = Plan(
             train=settings,
             steps_per_epoch=self.loader.steps,
@@ -69,26 +80,30 @@ class Session:
         self.metrics = Metrics(folder / "metrics.jsonl")
         self.keeper = Keeper(folder / "checkpoint", settings.checkpoint_seconds)
         resumed = self.keeper.load_latest(self.state)
-        self.metrics.rewind(self.state.step)
+        if not ranks.here.rank:  # the others write nothing
+            self.metrics.rewind(self.state.step)
         self.computed_on = f"{decisions.device}, {decisions.threads} threads, {decisions.precision}"
+        self.computed_on += f", {ranks.here.size} ranks" if ranks.here.size > 1 else ""
         self.computed_on += (", compiled" if decisions.compile else "") + (", padded" if decisions.pad else "")
-        self.meter = Meter(self.plan.steps, self.state.step, settings.epochs, quiet)
+        self.meter = Meter(self.plan.steps, self.state.step, settings.length, quiet)
         self._introduce(resumed)
         told = config.to_tree(self.recipe)
-        self.trackers = Trackers(self.recipe.track, told, folder, self.metrics.records, self.meter)
+        self.trackers = Trackers(
+            Track() if ranks.here.rank else self.recipe.track, told, folder, self.metrics.records, self.meter
+        )
 
-    def _decisions(self) -> device.Decisions:
-        """Taken at the run's first start, read from its folder ever after."""
+    def _decisions(self, decided: device.Decisions | None) -> device.Decisions:
+        """Taken at the run's first start (`decided`: shortly before), read from its folder ever after."""
         path, facts = self.folder / "environment.json", {"weightclass": __version__, **device.environment()}
-        self.changed = ""
         if path.exists():
             earlier, decisions = _earlier(path)
-            differ = [key for key in ("weightclass", "torch", "processor") if earlier.get(key) != facts[key]]
+            earlier["ranks"], facts["ranks"] = decisions.ranks, ranks.here.size
+            differ = [key for key in ("weightclass", "torch", "processor", "ranks") if earlier.get(key) != facts[key]]
             self.changed = ", ".join(f"{key} {earlier.get(key)} (now {facts[key]})" for key in differ)
             return device.decide(self.recipe.machine, decisions)
-        decisions = device.decide(self.recipe.machine)
+        decisions = decided or device.decide(self.recipe.machine)
         facts["decisions"] = msgspec.to_builtins(decisions)
-        atomic_write(self.folder / "recipe.toml", config.to_toml(_located(self.recipe)))
+        atomic_write(self.folder / "recipe.toml", config.to_toml(located(self.recipe)))
         if self.splits.left_out:
             atomic_write(self.folder / "left_out.txt", "\n".join(self.splits.left_out) + "\n")
         atomic_write(path, json.dumps(facts, indent=2) + "\n")
@@ -98,7 +113,8 @@ class Session:
         """Memory did not suffice: say so, and let later sittings of this run take the same cuts."""
         path = self.folder / "environment.json"
         facts, decisions = _earlier(path)
-        decisions = msgspec.structs.replace(decisions, micro_batch=plan.micro_batch, recompute=plan.recompute)
+        cuts = {"micro_batch": plan.micro_batch, "recompute": plan.recompute}
+        self.decisions = decisions = msgspec.structs.replace(decisions, **cuts)
         atomic_write(path, json.dumps(facts | {"decisions": msgspec.to_builtins(decisions)}, indent=2) + "\n")
         images = plan.micro_batch or plan.train.micro_batch or plan.train.batch_size
         twice = ", its blocks computed twice" if plan.recompute else ""
@@ -110,7 +126,7 @@ class Session:
         return train.to(self.device) if train.images.nbytes <= room else train
 
     def _rate(self, step: int) -> float:
-        lr, epochs = self.recipe.optimizer.lr, self.recipe.train.epochs
+        lr, epochs = self.recipe.optimizer.lr, self.recipe.train.length
         return schedule.rate(self.recipe.schedule, lr, step, self.loader.steps, epochs)
 
     def _fresh_state(self, pad: bool) -> State:
@@ -118,7 +134,7 @@ class Session:
         model = networks.build(*self._network, settings.seed, self.device)
         model = padding.padded(model, *self._network) if pad else model
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        networks.group_norms(model, settings.bn_group)
+        networks.group_norms(model, settings.group)
         average = Average(model, settings.ema) if settings.ema else None
         lookahead = Lookahead(model, settings.lookahead, settings.lookahead_alpha) if settings.lookahead else None
         precise = torch.float32 if self.device.type == "mps" else torch.float64
@@ -173,9 +189,10 @@ class Session:
         logits = predict.logits(self.network, data.images, self.pipeline.normalise).cpu()
         return metrics.scorecard(logits, data.labels, data.classes), logits
 
-    def seconds_to_finish(self) -> float:
-        """A guess, on the safe side, at a forward pass over the judged images plus the pictures."""
-        return len(self.split(self.judged_on)) / max(self.meter.speed, 1.0) + 5
+    def seconds_to_finish(self, speed: float = 0.0) -> float:
+        """A guess, on the safe side, at a forward pass over the judged images plus the pictures; `speed`: images
+        trained on a second, if not this sitting's."""
+        return len(self.split(self.judged_on)) / max(speed or self.meter.speed, 1.0) + 5
 
 
 def augmentation(recipe: Recipe, train: Dataset, device: torch.device, compiled: bool = False) -> Pipeline:
@@ -190,11 +207,18 @@ def augmentation(recipe: Recipe, train: Dataset, device: torch.device, compiled:
     return Pipeline(operations, mean, std, recipe.train.seed, device, train.image_shape, classes, compiled)
 
 
-def _located(recipe: Recipe) -> Recipe:
+def located(recipe: Recipe) -> Recipe:
     """With the whole path of its data, for whoever comes from another folder."""
     data = recipe.data
     path = str(Path(data.path).expanduser().absolute()) if data.path else ""
     return msgspec.structs.replace(recipe, data=msgspec.structs.replace(data, path=path))
+
+
+def decided(folder: Path) -> device.Decisions | None:
+    """What the run in `folder` decided at its first start; None where it has not come to that."""
+    path = folder / "environment.json"
+    told = ranks.tell(lambda: msgspec.json.encode(_earlier(path)[1]) if path.exists() else b"")
+    return msgspec.json.decode(told, type=device.Decisions) if told else None
 
 
 def _earlier(path: Path) -> tuple[dict[str, Any], device.Decisions]:
@@ -206,11 +230,16 @@ def _earlier(path: Path) -> tuple[dict[str, Any], device.Decisions]:
         raise UserError(f"{path}: damaged ({error}); move the folder away to start anew") from None
 
 
+Watch = Callable[[dict[str, Any]], str | None]
+"""Told each epoch's record before it is saved; may answer why the training is to stop."""
+
+
 class Observer:
     """What `fit` tells a session while it trains: meters, epoch records, reasons to stop."""
 
-    def __init__(self, session: Session, stopper: Stopper) -> None:
-        self.session, self.stopper, self.cut = session, stopper, session.cut
+    def __init__(self, session: Session, stopper: Stopper, watch: Watch | None = None) -> None:
+        self.session, self.stopper, self.cut, self.watch = session, stopper, session.cut, watch
+        self.watched: str | None = None
         self.before = session.state.seconds
         self.evaluation: float | None = None  # seconds that the last one took
         self.last: float | None = None  # none before a session's first step, which may be a compilation
@@ -233,8 +262,10 @@ class Observer:
 
     def epoch_done(self, state: State, epoch: int, means: tuple[float, float], rate: float) -> None:
         session, started = self.session, time.perf_counter()
+        if ranks.here.rank:  # rank 0 judges and tells
+            return
         state.augmented += session.augmenting.read()[1]  # by now the device has done the epoch's last pieces
-        record: dict[str, object] = {"epoch": epoch, "step": state.step}
+        record: dict[str, Any] = {"epoch": epoch, "step": state.step}
         record |= {"train_loss": means[0], "train_accuracy": means[1], "lr": rate}
         for split in self._watched():
             if split == "test":
@@ -247,6 +278,7 @@ class Observer:
         session.metrics.append(record)
         session.meter.epoch(record)
         session.trackers.epoch(record)
+        self.watched = self.watch(record) if self.watch else None
         self.last = time.perf_counter()
 
     def should_stop(self, keeper: Keeper) -> str | None:
@@ -257,7 +289,7 @@ class Observer:
             reserve += self._next_evaluation()
         if session.state.step == session.plan.steps:
             reserve += session.plan.settling * session.plan.train.batch_size / max(session.meter.speed, 1.0)
-        return self.stopper.reason(reserve)
+        return self.watched or self.stopper.reason(reserve)
 
     def _next_evaluation(self) -> float:
         """Seconds, on the safe side; before there was one, as if the images were trained on, which is slower."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.reference import data as twin
+from weightclass import ranks
 from weightclass.batching import Batch
 from weightclass.data.dataset import Dataset
 from weightclass.data.loader import Loader
@@ -97,3 +99,29 @@ def test_a_last_batch_of_one_image_is_left_out(count: int, size: int, drop_last:
 def test_a_loader_without_a_batch_is_refused(count: int, size: int, drop_last: bool):
     with pytest.raises(UserError, match=f"{count} images make no batch of {size}"):
         Loader(made_up(count), size, 0, drop_last)
+
+
+@given(counts, st.integers(4, 45), st.sampled_from([0, 2, 3, 4]), st.integers(1, 4), st.integers(0, 3))
+def test_parts_of_ranks_make_the_batches_of_one(count: int, size: int, group: int, many: int, first: int):
+    dataset = made_up(count)
+    assume(count > 1 and size >= many * 2 * max(group, 1))
+    whole = list(Loader(dataset, size, 1).epoch(2, first))
+    with pytest.MonkeyPatch.context() as patch:
+        shares = []
+        for rank in range(many):
+            patch.setattr(ranks, "here", ranks.Here(rank, many))
+            shares.append(list(Loader(dataset, size, 1, group=group).epoch(2, first)))
+    for batch, *parts in zip(whole, *shares, strict=True):
+        if parts[0].total:
+            assert {part.total for part in parts} == {len(batch.labels)}
+            assert tuple([*chain(*each)] for each in zip(*map(plain, parts), strict=True)) == plain(batch)
+        else:  # too small to be shared, or one rank
+            assert [plain(part) for part in parts] == [plain(batch)] * many
+
+
+def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ranks, "here", ranks.Here(0, 3))
+    with pytest.raises(UserError, match=r"batch of 4 images cannot .* 3 ranks in pairs of images: start fewer"):
+        Loader(made_up(40), 4, 0)
+    with pytest.raises(UserError, match=r"in whole groups of train.bn_group = 4 images, in pairs: .* smaller train.bn"):
+        Loader(made_up(40), 8, 0, group=4)

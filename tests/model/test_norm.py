@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.reference.threads import Threads
 from weightclass.model.norm import GroupBatchNorm2d, still
 
 
@@ -94,3 +96,36 @@ def test_memory_format_is_kept():
     norm, _ = norms(2)
     output = norm(images(6).to(memory_format=torch.channels_last))
     assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+def passed(norm: nn.Module, x: Tensor, weights: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """What belongs to the images (output, gradient), what is summed over them, and what moved."""
+    x = x.clone().requires_grad_()
+    y = norm(x)
+    (y * weights).sum().backward()
+    assert x.grad is not None
+    return [y.detach(), x.grad], [norm.weight.grad, norm.bias.grad], [*norm.buffers()]
+
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (2, 3, 7), (2,)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_batch_shared_by_ranks_is_normalised_as_a_whole(sizes, dtype, monkeypatch):
+    """bfloat16: with weights of float32, as under autocast."""
+    pictures, weights = (images(sum(sizes)) + 3).to(dtype), images(sum(sizes)).flip(0).to(dtype)
+    whole, precise = norms(None)[0].double(), torch.float64 if dtype == torch.float64 else torch.float32
+
+    def part(rank: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        norm = norms(None)[0].to(precise)
+        norm.shared = True
+        return passed(norm, pictures.split(sizes)[rank], weights.split(sizes)[rank])
+
+    own, summed, moved = zip(*Threads(monkeypatch, len(sizes)).run(part), strict=True)
+    assert all(torch.equal(mine, first) for each in moved for mine, first in zip(each, moved[0], strict=True))
+    found = [*map(torch.cat, zip(*own, strict=True)), *map(sum, zip(*summed, strict=True)), *moved[0]]
+    assert [each.dtype for each in found[:4]] == [dtype, dtype, precise, precise]
+    for ours, theirs in zip(found, chain(*passed(whole, pictures.double(), weights.double())), strict=True):
+        tolerance = TOLERANCE[dtype] * theirs.abs().max().item()
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=tolerance)

@@ -27,6 +27,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     slots: Tensor
+    total: int = 0
 
 
 def pictures(count: int = IMAGES) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from weightclass import results, run
 from weightclass.errors import UserError
-from weightclass.files import Unwritable, run_lock
+from weightclass.files import Unwritable, read_jsonl, run_lock
 from weightclass.study import grid, plan, sheet
 from weightclass.study.plan import Short
 from weightclass.study.sheet import Sheet
@@ -283,6 +284,75 @@ def test_two_processes_one_of_them_killed(tmp_path: Path) -> None:
         ).read_bytes()
     logs = (tmp_path / "one.log").read_text() + (tmp_path / "other.log").read_text()
     assert len(re.findall(r"(?m)^\[\d/4\] ", logs)) == 4  # every run was done once
+
+
+@pytest.fixture
+def rayless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's token in a home of its own, one thread, and what `helping` sets forgotten afterwards."""
+    pytest.importorskip("ray")
+    for name, value in {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AUTH_MODE", "USAGE_STATS_ENABLED", "DEDUP_LOGS", "COLOR_PREFIX"):
+        monkeypatch.setenv(f"RAY_{name}", "0")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Equal runs, weights and metrics bit for bit, their times apart."""
+    assert [path.name for path in finished(one)] == [path.name for path in finished(other)]
+    for folder in finished(one):
+        twin = other / folder.name
+        assert (folder / "model.safetensors").read_bytes() == (twin / "model.safetensors").read_bytes()
+        one_s, other_s = (
+            [record | {"time": 0} for record in read_jsonl(each / "metrics.jsonl")] for each in (folder, twin)
+        )
+        assert one_s == other_s
+        cards = [results.read(each) for each in (folder, twin)]
+        assert cards[0] and cards[1] and cards[0].scorecard == cards[1].scorecard
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("rayless")
+def test_ray_s_workers_come_to_the_same_bits(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    study(tmp_path, jobs=2, ray="local")
+    said = capfd.readouterr()
+    assert len(re.findall(r"(?m)^\(worker pid=\d+\) \[\d/4\] ", said.out)) == 4 and not said.err
+    (tmp_path / "alone").mkdir()
+    study(tmp_path / "alone")
+    assert len(finished(tmp_path)) == 4 and not list(tmp_path.glob(".at-work-*"))
+    assert_same(tmp_path, tmp_path / "alone")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+@pytest.mark.slow
+@pytest.mark.usefixtures("rayless")
+def test_a_worker_killed_on_a_cluster_of_two_nodes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its run is gone on with, and nothing is done twice."""
+    from ray.cluster_utils import Cluster
+
+    def kill() -> None:
+        while not list((tmp_path / "shared").glob("*/checkpoint/*.safetensors")):
+            time.sleep(0.01)
+        pid = next(iter((tmp_path / "shared").glob("*/.lock.pid"))).read_text(encoding="utf-8")
+        killed.append(int(pid))
+        os.kill(int(pid), signal.SIGKILL)
+
+    text, killed = TEXT.replace("train.epochs=2", "train.epochs=12"), []
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        (tmp_path / "shared").mkdir()
+        thread = threading.Thread(target=kill, daemon=True)
+        thread.start()
+        study(tmp_path / "shared", text, "train.checkpoint_seconds=0.05", jobs=2, ray=cluster.address)
+        thread.join()
+    finally:
+        cluster.shutdown()
+    said = re.findall(r"(?m)^\(worker pid=(\d+)\) \[\d/4\] ", capfd.readouterr().out)
+    assert len(said) == 4 and str(killed[0]) not in said
+    (tmp_path / "alone").mkdir()
+    study(tmp_path / "alone", text, "train.checkpoint_seconds=0.05")
+    assert_same(tmp_path / "shared", tmp_path / "alone")
 
 
 def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path: Path) -> None:

@@ -169,6 +169,9 @@ def _folder(config: Data, pictures: folder.Found, progress: Progress | None) -> 
     decoded = {split: folder.decode(pictures, split, config.fit, cache_folder(), progress) for split in pictures.splits}
     parts = {split: Dataset(part.images, part.labels, pictures.classes) for split, part in decoded.items()}
     if len(parts) == 1:
+        if not parts["train"].bounds()[1]:
+            cure = "add pictures, or put them into train/ and others into test/"
+            raise UserError(f"{pictures.root}: with one picture a class there is none to judge on: {cure}")
         count = _count(config.test or TEST_SHARE, parts["train"])
         parts["train"], parts["test"] = stratified_split(parts["train"], count, config.split_seed, "test")
     splits = _split(config, parts["train"], parts.get("test"), parts.get("validation"))

@@ -8,6 +8,7 @@ import torch
 from msgspec import structs
 from torch import nn
 
+from weightclass.config import to_setting, to_tree
 from weightclass.model.init import initialise
 from weightclass.model.mobilenet import MobileNetV2, MobileNetV2Config
 from weightclass.model.norm import GroupBatchNorm2d
@@ -45,6 +46,12 @@ def shrink(config: Network, width: float) -> Network:
         return structs.replace(config, width=config.width * width)
     stem, *channels = (max(round(each * width), 1) for each in (config.stem_channels, *config.channels))
     return structs.replace(config, channels=tuple(channels), stem_channels=stem if config.stem_channels else 0)
+
+
+def settings(wanted: Network, base: Network) -> list[str]:
+    """What makes `wanted` of a recipe's `base`: model.blocks=2,2 and so on."""
+    before = to_tree(base) if type(wanted) is type(base) else to_tree(type(wanted)()) | {"name": ""}
+    return [to_setting(f"model.{key}", value) for key, value in to_tree(wanted).items() if value != before[key]]
 
 
 def group_norms(model: nn.Module, group: int) -> None:

@@ -80,7 +80,7 @@ class ResNetConfig(Table, kw_only=True, tag_field="name", tag="resnet"):
             value = getattr(self, key)
             if not isinstance(value, int) and len(value) != layers:
                 raise ValueError(f"{key} has {len(value)} entries for {layers} layers: write one each, or one number")
-            even = [kernel for kernel in _per_layer(value, layers) if kernel % 2 == 0]
+            even = [kernel for kernel in per_layer(value, layers) if kernel % 2 == 0]
             if even:
                 raise ValueError(f"{key} = {even[0]} is even and would shift the map half a pixel: use {even[0] + 1}")
         _parse_pool(self.pool)
@@ -91,7 +91,7 @@ class ResNetConfig(Table, kw_only=True, tag_field="name", tag="resnet"):
         return self.stem_channels or self.channels[0]
 
 
-def _per_layer(value: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+def per_layer(value: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
     return (value,) * layers if isinstance(value, int) else tuple(value)
 
 
@@ -173,7 +173,7 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ResNetConfig, image_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
-        features = config.channels[-1] * _pooled_area(config, image_shape)
+        features = config.channels[-1] * pooled_area(config, image_shape)
         self.config = config
         conv, norm = _layers(config)
         self.conv1 = conv(image_shape[0], config.stem, config.stem_kernel)
@@ -214,7 +214,7 @@ class ResNet(nn.Module):
 
 def _layer(config: ResNetConfig, i: int) -> nn.Sequential:
     layers, width = len(config.blocks), config.channels[i]
-    kernel, skip_kernel = _per_layer(config.kernels, layers)[i], _per_layer(config.skip_kernels, layers)[i]
+    kernel, skip_kernel = per_layer(config.kernels, layers)[i], per_layer(config.skip_kernels, layers)[i]
     inputs = config.channels[i - 1] if i else config.stem
     kind = PreactivationBlock if config.preactivation else Block
     first = kind(config, inputs, width, kernel, skip_kernel, halve=i > 0)
@@ -222,23 +222,31 @@ def _layer(config: ResNetConfig, i: int) -> nn.Sequential:
     return nn.Sequential(first, *rest)
 
 
-def _pooled_area(config: ResNetConfig, image_shape: tuple[int, int, int]) -> int:
-    """Pixels that are left of the last map after `pool`; refuses images that are too small for the network."""
-    _, height, width = image_shape
-    images, layers = f"{height}x{width} images", len(config.blocks)
+def map_sizes(image_shape: tuple[int, int, int], layers: int) -> list[tuple[int, int]]:
+    """Height and width of each layer's map; refuses images that are too small to be halved so often."""
+    sizes = [image_shape[1:]]
     for layer in range(1, layers):
+        height, width = sizes[-1]
         if min(height, width) < 2:
             raise UserError(
-                f"model.blocks: {images} are too small for {layers} layers: layer {layer + 1} would halve a map of "
-                f"{height}x{width}; use at most {layer} entries in model.blocks and model.channels"
+                f"model.blocks: {image_shape[1]}x{image_shape[2]} images are too small for {layers} layers: layer "
+                f"{layer + 1} would halve a map of {height}x{width}; use at most {layer} entries in model.blocks and "
+                "model.channels"
             )
-        height, width = (height + 1) // 2, (width + 1) // 2
+        sizes.append(((height + 1) // 2, (width + 1) // 2))
+    return sizes
+
+
+def pooled_area(config: ResNetConfig, image_shape: tuple[int, int, int]) -> int:
+    """Pixels that are left of the last map after `pool`; refuses images that are too small for the network."""
+    layers = len(config.blocks)
+    height, width = map_sizes(image_shape, layers)[-1]
     kind, size = _parse_pool(config.pool)
     if kind == "global":
         return 1
     if size > min(height, width):
         raise UserError(
-            f"model.pool = {config.pool} is larger than the last map, {height}x{width} for {images} and {layers} "
-            f"layers; use global, {kind}({min(height, width)}) or fewer layers"
+            f"model.pool = {config.pool} is larger than the last map, {height}x{width} for {image_shape[1]}x"
+            f"{image_shape[2]} images and {layers} layers; use global, {kind}({min(height, width)}) or fewer layers"
         )
     return (height // size) * (width // size)

@@ -7,23 +7,17 @@ skip a run that was finished meanwhile, or to go on with one whose process died.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import shlex
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from weightclass import device, recipe, results, run
+from weightclass import recipe, results, run
 from weightclass.data import sources
 from weightclass.data.sources import Data
 from weightclass.errors import UserError
@@ -33,6 +27,7 @@ from weightclass.stopping import Stopper
 from weightclass.study import figure, plan, sheet, table
 from weightclass.study.plan import FULL, Cell, Short, Study
 from weightclass.study.sheet import Line, Run, Sheet
+from weightclass.workers import helping
 
 POLL = 5.0
 """Seconds between two looks at runs that other processes hold."""
@@ -58,13 +53,15 @@ def run_studies(
     seeds: Sequence[int] = (),
     short: Short = FULL,
     jobs: int = 1,
+    ray: str | None = None,
     time_limit: float | None = None,
     quiet: bool = False,
 ) -> tuple[list[tuple[Sheet, Path]], str | None]:
     """Train what the studies called `names` still lack, then write their tables and figures below `out`/studies.
 
     `settings` go to every run, `seeds` replace the studies' own, `short` makes pilots of them, `jobs` processes share
-    the cores. Returns each sheet with its folder, and why it stopped before all was done, if so. Raises UserError.
+    the cores, or those of the Ray cluster at `ray`. Returns each sheet with its folder, and why it stopped before all
+    was done, if so. Raises UserError.
     """
     reserve = min(SHEET * len(names), (time_limit or 0) / 2)
     deadline = None if time_limit is None else time.monotonic() + time_limit - reserve
@@ -79,8 +76,8 @@ def run_studies(
             todo[folder] = cell
     for folder, cell in todo.items():
         _run(cell, folder)  # what is damaged there is told before the work, not after it
-    with _helpers(min(jobs, len(todo)), todo, out, deadline):
-        stopped = work(todo, out, Stopper(deadline), quiet)
+    with helping(work, (todo, out, True), min(jobs, len(todo)), ray, deadline, out) as stopper:
+        stopped = work(todo, out, quiet, stopper)
     marks = ", ".join([*short.parts(), *(text for text in settings if not text.startswith(UNMARKED))])
     flags = [*settings, *short.flags(), *(["--seeds", ",".join(map(str, seeds))] if seeds else [])]
     sheets = {name: gather(name, study, cells[name], out, marks, flags) for name, study in studies.items()}
@@ -101,7 +98,7 @@ def _digest(data: Data) -> str:
 # --- the work ----------------------------------------------------------------------------------------------
 
 
-def work(todo: dict[Path, Cell], out: str | Path, stopper: Stopper, quiet: bool) -> str | None:
+def work(todo: dict[Path, Cell], out: str | Path, quiet: bool, stopper: Stopper) -> str | None:
     """Train, one after another, what nobody has; returns why it stopped early, or None when all is finished.
 
     A run that fails is tried once more after the others, and then left, with its reason in `failed.json`. A full disk
@@ -146,46 +143,6 @@ def _settled(folder: Path, cell: Cell) -> bool:
     if failure.tries >= TRIES:
         _say(f"{_title(cell)}: failed {failure.tries} times (remove {folder / FAILED} to try again): {failure.why}")
     return failure.tries >= TRIES
-
-
-@contextmanager
-def _helpers(jobs: int, todo: dict[Path, Cell], out: str | Path, deadline: float | None) -> Iterator[None]:
-    """Has `jobs` - 1 further processes work too, each with its share of the cores, for as long as this one does.
-
-    A run that was started with more threads keeps them (its bits depend on it), so they are no setting.
-    """
-    before, context = os.environ.get("OMP_NUM_THREADS"), multiprocessing.get_context("spawn")
-    (here, there), helpers = context.Pipe(), []
-    mask: Any = getattr(signal, "pthread_sigmask", lambda *_: ())  # Windows has none
-    heard = mask(signal.SIG_BLOCK, {signal.SIGINT})  # which helpers inherit: of a Ctrl-C this process tells them
-    os.environ["OMP_NUM_THREADS"] = str(max(1, device.cores() // max(1, jobs)))
-    try:
-        for _ in range(jobs - 1):
-            helpers.append(context.Process(target=_help, args=(todo, out, deadline, there)))
-            helpers[-1].start()
-        there.close()
-        mask(signal.SIG_SETMASK, heard)
-        yield
-    finally:
-        here.close()
-        for helper in helpers:
-            helper.join()
-        os.environ.pop("OMP_NUM_THREADS")
-        os.environ |= {"OMP_NUM_THREADS": before} if before else {}
-
-
-def _help(todo: dict[Path, Cell], out: str | Path, deadline: float | None, first: Connection) -> None:
-    """`work` until the first process ends, however it ends; then save and stop."""
-    stopper = Stopper(deadline)
-
-    def follow() -> None:
-        with suppress(EOFError, OSError):
-            first.recv()
-        stopper.asked = stopper.asked or "SIGTERM"
-
-    threading.Thread(target=follow, daemon=True).start()
-    with suppress(KeyboardInterrupt, UserError, OSError):  # the first one meets them too, and says so
-        work(todo, out, stopper, quiet=True)
 
 
 def _finished(folder: Path, outcome: run.Outcome, todo: dict[Path, Cell]) -> None:

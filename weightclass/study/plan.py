@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 from weightclass import config, recipe
-from weightclass.config import Table, parse_quantity
+from weightclass.config import Table, joined, key_of, parse_quantity, to_setting
 from weightclass.errors import UserError
 from weightclass.model import budget, networks
 from weightclass.model.budget import Weights
@@ -97,10 +97,10 @@ class Short:
         if not self.parts():
             return []
         changed: dict[str, Any] = {"data.validation": full.data.validation or 0.1}
-        if self.epochs > full.train.epochs:
-            raise UserError(f"--epochs {self.epochs}: its full training has only {full.train.epochs}; choose fewer")
+        if self.epochs > full.train.length:
+            raise UserError(f"--epochs {self.epochs}: its full training has only {full.train.length}; choose fewer")
         if self.epochs:
-            share = self.epochs / full.train.epochs
+            share = self.epochs / full.train.length
             changed |= {"train.epochs": self.epochs, "schedule.warmup": round(full.schedule.warmup * share, 3)}
             if isinstance(full.schedule, Step):
                 changed["schedule.step_size"] = max(1, round(full.schedule.step_size * share))
@@ -109,7 +109,7 @@ class Short:
         narrow = config.to_tree(networks.shrink(full.model, self.width))
         changed |= {f"model.{key}": value for key, value in narrow.items()}
         now = {f"{part}.{key}": value for part, keys in config.to_tree(full).items() for key, value in keys.items()}
-        return [f"{key}={_text(value)}" for key, value in changed.items() if value != now[key]]
+        return [to_setting(key, value) for key, value in changed.items() if value != now[key]]
 
 
 FULL = Short()
@@ -168,18 +168,20 @@ def cells(study: Study, seeds: Iterable[int], short: Short = FULL, more: Iterabl
 
 def _cell(study: Study, row: Row, seed: int, short: Short, more: tuple[str, ...]) -> Cell:
     name = row.recipe or study.base
-    settings = _joined(study.set, row.set, more)
-    if "train.seed" in map(_key, settings):
+    settings = joined(study.set, row.set, more)
+    if "train.seed" in map(key_of, settings):
         raise UserError("train.seed is not a study's to set: its seeds are, or --seeds")
     settings.append(f"train.seed={seed}")
     full = recipe.load(name, *settings).recipe
-    settings = _joined(settings, short.settings(full))
+    if full.train.epochs == "fit":
+        raise UserError('train.epochs = "fit": the runs of a study are to be of one length: name a number of epochs')
+    settings = joined(settings, short.settings(full))
     cut = recipe.load(name, *settings).recipe
     weights = recipe.weigh(cut)
     if not cut.data.validation:
-        settings = _joined(["data.watch_test=true"], settings)  # the figures' curves
+        settings = joined(["data.watch_test=true"], settings)  # the figures' curves
     if weights.params >= (cut.budget.limit("params") or math.inf):  # marked in the table, not refused
-        settings = _joined(settings, ["budget.params="])
+        settings = joined(settings, ["budget.params="])
     return Cell(
         row, seed, recipe.load(name, *settings), weights, weights if cut.model == full.model else recipe.weigh(full)
     )
@@ -188,23 +190,6 @@ def _cell(study: Study, row: Row, seed: int, short: Short, more: tuple[str, ...]
 def over_budget(study: Study, cell: Cell) -> bool:
     """Whether the table must mark this row."""
     return bool(study.budget) and cell.full.params >= parse_quantity(study.budget)
-
-
-def _joined(*groups: Iterable[str]) -> list[str]:
-    """Settings of which a later group's replace an earlier one's of the same key."""
-    kept: list[str] = []
-    for group in groups:
-        keys = set(map(_key, group := list(group)))
-        kept = [text for text in kept if _key(text) not in keys] + group
-    return kept
-
-
-def _key(setting: str) -> str:
-    return setting.partition("=")[0].strip()
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 # --- what there is to run ----------------------------------------------------------------------------------
@@ -243,6 +228,6 @@ def listing(study: Study, runs: Sequence[Cell]) -> RichTable:
         params = f"{mine[0].weights.params:,}{' over' * over_budget(study, mine[0])}"
         published = "" if row.published is None else f"{row.published:g}"
         texts = row.label, ", ".join(str(cell.seed) for cell in mine), params, budget.short(mine[0].weights.macs)
-        settings = [text for text in mine[0].named.overrides if _key(text) not in ("train.seed", "data.watch_test")]
+        settings = [text for text in mine[0].named.overrides if key_of(text) not in ("train.seed", "data.watch_test")]
         grid.add_row(*map(escape, (*texts, published, row.source, " ".join([mine[0].named.source, *settings]))))
     return grid

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from weightclass import ranks
 from weightclass.errors import UserError
 from weightclass.files import atomic_write
 
@@ -104,26 +105,34 @@ class Keeper:
         return path
 
     def load_latest(self, state: State) -> bool:
-        """Restore the newest sound checkpoint into `state`; False where there is none.
+        """Restore the newest sound checkpoint into `state`, on every rank what rank 0 finds; False where there is none.
 
         Damaged files are named in `self.damaged` and set aside, so that they are never counted as "the one before".
         Raises UserError where a sound checkpoint is not this network's.
         """
         from safetensors.torch import load
 
+        found = ranks.tell(self._newest)
+        if not found:
+            return False
+        try:
+            unpack(state, int(found[:9]), load(found[9:]))
+        except (KeyError, RuntimeError) as error:
+            cure = "another version wrote it; move the folder away to start anew"
+            path = f"{self.folder / found[:9].decode()}-*"
+            raise UserError(f"{path}: does not fit this network ({str(error)[:80]}): {cure}") from None
+        return True
+
+    def _newest(self) -> bytes:
+        """The step, in nine digits, and the bytes of the newest sound checkpoint; empty where there is none."""
         for path in self._files():
             payload = path.read_bytes()
             step, digest = _NAME.fullmatch(path.name).groups()  # type: ignore[union-attr]
             if hashlib.sha256(payload).hexdigest()[:16] == digest:
-                try:
-                    unpack(state, int(step), load(payload))
-                except (KeyError, RuntimeError) as error:
-                    cure = "another version wrote it; move the folder away to start anew"
-                    raise UserError(f"{path}: does not fit this network ({str(error)[:80]}): {cure}") from None
-                return True
+                return step.encode() + payload
             self.damaged.append(path.name)
             path.replace(path.with_suffix(".damaged"))
-        return False
+        return b""
 
     def clear(self) -> None:
         """Remove all checkpoints: the run is finished."""

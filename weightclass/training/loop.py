@@ -1,8 +1,9 @@
 """The training loop: it is handed batches, a network and an optimizer, and knows of nothing else.
 
-One step is one *global* batch. Micro-batches (and, later, ranks) only cut it: every image keeps its slot, batch
-statistics are taken over groups of `bn_group` images in their order, and gradients are weighted by images, so the step
-is the same. So a step that does not fit into memory is cut, and stays the step that was asked for.
+One step is one *global* batch. Micro-batches and ranks only cut it: every image keeps its slot, batch statistics are
+taken over groups of `bn_group` images in their order, and gradients are weighted by images, so the step is the same.
+All ranks hold the same state after each step, and rank 0 saves and judges it. A step that does not fit into memory is
+cut, and stays the step that was asked for.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from weightclass import seeding
-from weightclass.batching import cuts
+from weightclass import ranks, seeding
+from weightclass.batching import cuts, parts
 from weightclass.config import Table
 from weightclass.device import out_of_memory
 from weightclass.errors import UserError
@@ -39,7 +41,8 @@ class Train(Table):
 
     cosmetic: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds"})
 
-    epochs: Annotated[int, Meta(ge=1, le=100_000)] = 30
+    epochs: Annotated[int, Meta(ge=1, le=100_000)] | Literal["fit"] = 30
+    """"fit": as many as this machine can train within the time limit, measured once, at the run's first start."""
     batch_size: Annotated[int, Meta(ge=2, le=1_000_000)] = 128
     """Images a step, over all micro-batches."""
     micro_batch: Count = 0
@@ -81,14 +84,27 @@ class Train(Table):
         if self.lookahead and self.ema:
             raise ValueError("lookahead and ema both average the weights that get shipped: set one of them to 0")
 
+    @property
+    def length(self) -> int:
+        """`epochs` as the number that "fit" has become before a run trains. Raises UserError where it has not."""
+        if self.epochs == "fit":
+            raise UserError('train.epochs = "fit" is for `weightclass train` alone: name a number of epochs')
+        return self.epochs
+
+    @property
+    def group(self) -> int:
+        """`bn_group`, 0 where that is the whole batch."""
+        return self.bn_group % self.batch_size
+
 
 class Batch(Protocol):
     """Normalised images float32 [n, C, H, W], labels int64 [n] (or probabilities float32 [n, classes]), and slots int64
-    [n] (places in the global batch)."""
+    [n] (places in the global batch, which has `total` images; 0: these)."""
 
     images: Tensor
     labels: Tensor
     slots: Tensor
+    total: int
 
 
 @dataclass
@@ -138,7 +154,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Of the whole training."""
-        return self.steps_per_epoch * self.train.epochs
+        return self.steps_per_epoch * self.train.length
 
     @property
     def settling(self) -> int:
@@ -176,14 +192,15 @@ def fit(
     start = state.step
     try:
         stopped = _epochs(state, plan, batches, keeper, watcher)
-        if state.lookahead and not stopped:
-            settle(state, plan, batches)
+        if state.lookahead and not stopped and not ranks.here.rank:
+            with ranks.alone():
+                settle(state, plan, batches)
         return stopped
     except Exception as error:
         if not out_of_memory(error):
             raise
         if state.step == start:
-            raise _too_large(plan) from None
+            raise _too_large(plan, ", set train.micro_batch" if ranks.here.size > 1 else "") from None
         raise UserError(
             f"out of memory at step {state.step + 1:,}, though earlier steps fitted: something else has taken the "
             "memory; free it, and the same command continues from the last checkpoint"
@@ -201,19 +218,20 @@ def _epochs(
         asked = time.perf_counter()
         for batch in batches(epoch, first):
             waited = time.perf_counter() - asked
-            if fitted.count(len(batch.labels)) < 2:  # of each size, for the first one brings the optimizer's state
+            # Two of each size, for the first one brings the optimizer's state; ranks would have to be cut alike.
+            if fitted.count(len(batch.labels)) < 2 and ranks.here.size == 1:
                 plan = careful_step(state, plan, batch, forward, watcher)
                 fitted.append(len(batch.labels))
             else:
                 training_step(state, plan, batch, forward)
-            watcher.stepped(state, len(batch.labels), waited)
+            watcher.stepped(state, batch.total or len(batch.labels), waited)
             if state.step % plan.steps_per_epoch == 0:  # recorded before it is saved: no record is lost or doubled
                 check_finite(state, plan)
                 loss, correct, images = state.sums.tolist()
                 state.sums.zero_()
                 watcher.epoch_done(state, epoch + 1, (loss / images, correct / images), plan.rate(state.step - 1))
-            reason = watcher.should_stop(keeper)
-            if reason or keeper.due() or state.step == plan.steps:
+            reason = ranks.agree(watcher.should_stop(keeper))
+            if not ranks.here.rank and (reason or keeper.due() or state.step == plan.steps):
                 check_finite(state, plan)
                 keeper.save(state)
             if reason:
@@ -238,7 +256,8 @@ def training_step(state: State, plan: Plan, batch: Batch, forward: Callable[[Ten
 
 def _gradients(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor]) -> None:
     """Those that the optimizer follows: of the batch's mean loss, or SAM's, clipped where asked."""
-    _backward(state, plan, batch, forward, state.sums)
+    with _merged(state, plan, batch):
+        _backward(state, plan, batch, forward, state.sums)
     if plan.train.sam:
         with uphill(state.model, plan.train.sam):
             _backward(state, plan, batch, forward, torch.zeros_like(state.sums))  # which nobody reads
@@ -250,6 +269,7 @@ def _gradients(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor
 
 def _backward(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor], Tensor], sums: Tensor) -> None:
     """The gradients of the batch's mean loss, through as many forward passes as `micro_batch` asks; adds to `sums`."""
+    counted = batch.total or len(batch.labels) * ranks.here.size  # images of all ranks, whose gradients are summed
     state.optimizer.zero_grad(set_to_none=True)
     if plan.graphs and (plan.micro_batch or plan.train.micro_batch):
         for parameter in state.model.parameters():  # or they would lie where a graph's next launch writes anew
@@ -260,22 +280,54 @@ def _backward(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor]
         with torch.autocast(plan.device.type, dtype=torch.bfloat16, enabled=plan.precision == "bfloat16"):
             logits = forward(images)
         loss = cross_entropy(logits, labels, plan.train.label_smoothing)
-        (loss * (len(labels) / len(batch.labels))).backward()
+        (loss * (len(labels) / counted)).backward()
         sums[0] += loss.detach() * len(labels)
         sums[1] += (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
         sums[2] += len(labels)
+    # As fast as DistributedDataParallel here (docs/ranks.md), and the forward pass is what it is without ranks.
+    ranks.add_([parameter.grad for parameter in state.model.parameters() if parameter.grad is not None])
+
+
+@contextmanager
+def _merged(state: State, plan: Plan, batch: Batch) -> Iterator[None]:
+    """Around passes over a rank's part: sums become those of all ranks, running statistics what all groups would have
+    made of them in their order.
+
+    A group's statistics s turn r into d r + (1 - d) s, so what a rank adds, (its r) - d^(its groups) (the old r), is
+    worth d^(groups on later ranks) in the end. To what is merely summed the same applies with d = 1.
+    """
+    if not batch.total:
+        yield
+        return
+    group, rank = plan.train.group, ranks.here.rank  # without groups, running statistics are those of all already
+    norms: list[Any] = [each for each in state.model.modules() if group and isinstance(each, nn.BatchNorm2d)]
+    groups = [len(cuts(size, group)) for size in parts(batch.total, group, ranks.here.size)]
+    own, later, every = groups[rank], sum(groups[rank + 1 :]), sum(groups)
+    moved = [(state.sums, 1.0)]
+    moved += [(running, 1 - norm.momentum) for norm in norms for running in (norm.running_mean, norm.running_var)]
+    before = [tensor.clone() for tensor, _ in moved]
+    yield
+    for (tensor, decay), old in zip(moved, before, strict=True):
+        tensor.sub_(old, alpha=decay**own).mul_(decay**later)
+    ranks.add_([tensor for tensor, _ in moved])
+    for (tensor, decay), old in zip(moved, before, strict=True):
+        tensor.add_(old, alpha=decay**every)
+    for norm in norms:
+        norm.num_batches_tracked += every - own
 
 
 def _pieces(state: State, plan: Plan, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and labels of a step's micro-batches; the network's layers know of each where and when it is."""
     key = seeding.key(plan.train.seed, "dropout", state.step)
     sizes = cuts(len(batch.labels), plan.micro_batch or plan.train.micro_batch)
-    parts = zip(*(whole.split(sizes) for whole in (batch.images, batch.labels, batch.slots)), strict=True)
-    for images, labels, slots in parts:
+    pieces = zip(*(whole.split(sizes) for whole in (batch.images, batch.labels, batch.slots)), strict=True)
+    for images, labels, slots in pieces:
         for module in state.model.modules():
             kind: Any = type(module)  # whose attributes are found ten times as fast as a module's
             if hasattr(kind, "place"):  # a layer that draws (dropout)
                 kind.place(module, key, slots)
+            if hasattr(kind, "shared"):  # batch norm
+                module.shared = batch.total > 0  # type: ignore[assignment]
             if hasattr(kind, "recompute"):
                 module.recompute = plan.recompute  # type: ignore[assignment]
         yield images, labels
@@ -300,7 +352,7 @@ def settle(state: State, plan: Plan, batches: Callable[[int, int], Iterator[Batc
     """
     assert state.lookahead
     state.lookahead.hand_over(state.model)
-    ahead = islice(batches(plan.train.epochs, 0), plan.settling)
+    ahead = islice(batches(plan.train.length, 0), plan.settling)
     update_bn((images for batch in ahead for images, _ in _pieces(state, plan, batch)), state.model)
 
 

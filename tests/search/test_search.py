@@ -1,0 +1,232 @@
+"""A search from its recipe to the training of what it found: by one process, by several, killed and started again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.reference.trainings import Trainings
+from weightclass import recipe, run
+from weightclass.data import sources
+from weightclass.errors import UserError
+from weightclass.search import search as module
+from weightclass.search import sheet, trials
+from weightclass.search.search import planned, search
+from weightclass.search.trials import Search
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("quickstart", "train.epochs=6", "data.subset=200", "budget.params=100k")
+
+
+def plan(
+    tmp_path: Path, *settings: str, count: int = 3, epochs: int = 2, seed: int = 0, over: Any = ("model",)
+) -> Search:
+    return planned(WORDS[0], [*WORDS[1:], *settings], count, epochs, over, 0.0, seed, tmp_path, "")
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Trainings:
+    """Trials are made up, milliseconds too; a final training has no one to watch it."""
+    held_out = recipe.load(*WORDS, "data.validation=0.1").recipe.data
+    instead = Trainings(sources.load(held_out).digest())
+    finals: list[Any] = []
+
+    def carry_out(named: Any, out: Path, stopper: Any, quiet: bool = False, watch: Any = None) -> run.Outcome:
+        if watch:
+            return instead(named, out, stopper, quiet, watch)
+        finals.append(named)
+        return run.Outcome(out / "final", None)
+
+    monkeypatch.setattr(run, "carry_out", carry_out)
+    monkeypatch.setattr(module, "milliseconds", lambda models, found: [1.0 + n for n in range(len(models))])
+    instead.finals = finals  # type: ignore[attr-defined]
+    return instead
+
+
+def test_it_ends_with_a_recipe_and_its_full_training(tmp_path: Path, training: Trainings) -> None:
+    told, folder, stopped = search(*WORDS, count=4, epochs=2, over=["model", "optimizer"], out=tmp_path, quiet=True)
+    assert stopped is None
+    assert [row.number for row in told.rows] == [0, 1, 2, 3]
+    best = told.best
+    assert best
+    assert best.accuracy == max(row.accuracy or 0 for row in told.done)
+    assert sheet.read(folder) == told
+    found = recipe.load(str(folder / "quickstart-found.toml"))
+    asked = recipe.load(*WORDS).recipe
+    assert found.recipe.train == asked.train, "in full"
+    assert found.recipe.data == asked.data, "nothing held out"
+    assert recipe.weigh(found.recipe).params == best.params < 100_000
+    [final] = training.finals  # type: ignore[attr-defined]
+    assert final == found
+    assert told.command == (
+        "weightclass search quickstart train.epochs=6 data.subset=200 budget.params=100k --trials 4 --epochs 2 "
+        "--over model,optimizer"
+    )
+
+
+def test_the_same_call_again_trains_nothing_and_more_trials_go_on(tmp_path: Path, training: Trainings) -> None:
+    how: dict[str, Any] = {"epochs": 2, "over": ["model"], "out": tmp_path, "quiet": True, "final": False}
+    told, folder, _ = search(*WORDS, count=2, **how)
+    before = list(training.trained)
+    again, _, _ = search(*WORDS, count=2, **how)
+    assert (again, training.trained) == (told, before)
+    more, place, _ = search(*WORDS, count=4, **how)
+    assert place == folder
+    assert more.rows[:2] == told.rows or [row.number for row in more.rows] == [0, 1, 2, 3]
+    assert Counter(training.trained).most_common(1)[0][1] == 1
+    assert not training.finals  # type: ignore[attr-defined]
+
+
+def test_no_final_training_while_another_machine_still_has_a_trial(tmp_path: Path, training: Trainings) -> None:
+    work = plan(tmp_path, count=2)
+    study = trials.opened(work)
+    trial, _ = trials.take(study, work) or pytest.fail("none")
+    trial.set_user_attr("home", "elsewhere")
+    told, _, stopped = search(*WORDS, count=2, epochs=2, over=["model"], out=tmp_path, quiet=True)
+    assert stopped is None
+    assert [row.state for row in told.rows] == ["open", "done"]
+    assert not training.finals  # type: ignore[attr-defined]
+
+
+def test_what_changes_a_trial_makes_another_search_and_nothing_else_does(tmp_path: Path) -> None:
+    first = plan(tmp_path)
+    others = [
+        plan(tmp_path, "train.seed=1"),
+        plan(tmp_path, epochs=3),
+        plan(tmp_path, seed=1),
+        plan(tmp_path, over=("model", "augment")),
+        plan(tmp_path, "budget.macs=5M"),
+    ]
+    assert len({each.name for each in (first, *others)}) == 6
+    assert first.name == plan(tmp_path, count=9).name == plan(tmp_path / "x", "machine.threads=1").name
+    assert first.base.recipe.train.epochs == 2
+    assert first.base.recipe.data.validation == module.HELD_OUT
+    assert plan(tmp_path, "data.validation=50").base.recipe.data.validation == 50
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--over modle: did you mean model\?$"):
+        plan(tmp_path, over=("modle",))
+
+
+@pytest.mark.parametrize(
+    ("url", "hidden"),
+    {
+        "postgresql://me:secret@host:5432/db": "postgresql://me:...@host:5432/db",
+        "sqlite:///a.db": "sqlite:///a.db",
+        "postgresql://host/db": "postgresql://host/db",
+        "": "",
+    }.items(),
+)
+def test_a_password_is_not_written_down(url: str, hidden: str) -> None:
+    assert module._hidden(url) == hidden
+
+
+# --- for real ----------------------------------------------------------------------------------------------
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """A process that searches among tiny networks, one thread."""
+    words = (*WORDS, "model.blocks=1,1", "model.channels=4,8", "machine.threads=1", "train.checkpoint_seconds=0.2")
+    flags = ("--trials", "6", "--epochs", "4", "--over", "model", "--out", str(out), "--quiet", *more)
+    command = [sys.executable, "-m", "weightclass", "search", *words, *flags]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+
+
+def outcome(out: Path) -> tuple[list[Any], Any]:
+    """What must not depend on how often it was broken off: trials less their milliseconds, and the final weights."""
+    [folder] = [path for path in (out / "searches").iterdir() if path.is_dir()]
+    told = sheet.read(folder)
+    rows = [msgspec.structs.replace(row, ms=None) for row in told.rows]
+    assert told.final
+    return rows, (out / told.final_folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+def test_killed_again_and_again_it_finds_the_same(tmp_path: Path) -> None:
+    assert start(tmp_path / "whole").wait(timeout=300) == 0
+    kills = 0
+    while (process := start(tmp_path / "killed")).poll() is None:
+        try:
+            process.wait(timeout=5 + kills)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert process.returncode == 0
+    assert kills >= 2
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+def trained_once(out: Path) -> None:
+    """Six trials with an end, each of its own settings and run, none by two processes."""
+    rows, _ = outcome(out)
+    assert [row.number for row in rows] == list(range(6))
+    assert {row.state for row in rows} <= {"done", "pruned"}
+    for row in rows:
+        epochs = [record["epoch"] for record in map(msgspec.json.decode, lines(out / row.folder / "metrics.jsonl"))]
+        assert epochs == list(range(1, row.epochs + 1))
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+def test_two_processes_on_one_storage_lose_and_double_nothing(tmp_path: Path) -> None:
+    both = [start(tmp_path), start(tmp_path)]
+    time.sleep(12)
+    both[0].send_signal(signal.SIGKILL)  # its trial is taken over by the other one
+    both[0].wait()
+    third = start(tmp_path)
+    assert [process.wait(timeout=300) for process in (both[1], third)] == [0, 0]
+    trained_once(tmp_path)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Any:
+    """A real PostgreSQL of its own, where the machine has one."""
+    found = [Path(path).parent for path in (shutil.which("initdb"), shutil.which("pg_ctl")) if path]
+    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    if not found:
+        pytest.skip("no PostgreSQL here")
+    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    folder = tmp_path / "postgres"
+    folder.mkdir()
+    for above in (folder, *folder.parents[:3]):
+        above.chmod(0o755)
+    if user:
+        shutil.chown(folder, "postgres")
+    control = [*user, str(found[0] / "pg_ctl"), "-D", f"{folder}/data", "-w"]
+    subprocess.run([*user, str(found[0] / "initdb"), "-D", f"{folder}/data", "-U", "me", "-A", "trust"], check=True)
+    options = f"-k {folder} -h '' -F"
+    subprocess.run([*control, "-o", options, "-l", f"{folder}/log", "start"], check=True)
+    yield f"postgresql://me@/postgres?host={folder}"
+    subprocess.run([*control, "-m", "immediate", "stop"], check=True)
+
+
+@pytest.mark.slow
+def test_a_postgresql_database_serves_as_well(tmp_path: Path, database: str) -> None:
+    """Two processes on the database; one is killed, and its trial taken over."""
+    out = tmp_path / "out"
+    both = [start(out, "--storage", database), start(out, "--storage", database)]
+    time.sleep(12)
+    both[0].kill()
+    both[0].wait()
+    third = start(out, "--storage", database)
+    assert [process.wait(timeout=300) for process in (both[1], third)] == [0, 0]
+    trained_once(out)
+    assert not list(out.rglob("journal.log"))

@@ -1,0 +1,247 @@
+"""A search from its recipe to the one full training of what it found. Read this file first."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from weightclass import config, recipe, run
+from weightclass.config import joined
+from weightclass.data import sources
+from weightclass.errors import UserError
+from weightclass.evaluation.metrics import wilson
+from weightclass.files import Busy, atomic_write, safe_name
+from weightclass.model.resnet import ResNetConfig
+from weightclass.recipe import Recipe
+from weightclass.runlog import console
+from weightclass.search import front, sheet, space, trials
+from weightclass.search.milliseconds import milliseconds
+from weightclass.search.sheet import Row, Sheet
+from weightclass.search.trials import Search
+from weightclass.session import located
+from weightclass.stopping import EXIT_CODES, Stopper
+from weightclass.workers import helping
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+HELD_OUT = 0.1
+"""Share of the training images that trials are judged on where the recipe holds none out."""
+SHORTER = 10
+"""How many times shorter than the recipe's a trial's training is where nobody says."""
+POLL = 5.0
+"""Seconds between two looks at what other processes hold."""
+STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
+"""Optuna's names of a trial's ends, and ours."""
+
+
+def search(
+    name: str,
+    *settings: str,
+    count: int = 20,
+    epochs: int = 0,
+    over: Sequence[str] = tuple(space.GROUPS),
+    latency_ms: float = 0.0,
+    seed: int = 0,
+    final: bool = True,
+    out: str | Path = "runs",
+    storage: str = "",
+    jobs: int = 1,
+    ray: str | None = None,
+    time_limit: float | None = None,
+    quiet: bool = False,
+) -> tuple[Sheet, Path, str | None]:
+    """Search for the best variant of recipe `name` with `settings` (its budget among them) in `count` short trials.
+
+    The same call goes on where an earlier one stopped, in as many processes as one likes. At the end the best is
+    trained in full (`final`), and the test set read once. Returns the sheet, its folder, and why it stopped before all
+    was done, if so. Raises UserError.
+    """
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    plan = planned(name, settings, count, epochs, over, latency_ms, seed, Path(out), storage)
+    study = trials.opened(plan)
+    with helping(work, (plan, True), jobs, ray, deadline, plan.out) as stopper:
+        stopped = work(plan, quiet, stopper)
+    said = {"--epochs": epochs, "--over": ",".join(over) if tuple(over) != tuple(space.GROUPS) else ""}
+    said |= {"--latency-ms": latency_ms, "--seed": seed, "--storage": _hidden(storage)}
+    flags = [str(word) for flag, value in said.items() if value for word in (flag, value)]
+    command = shlex.join(["weightclass", "search", name, *settings, "--trials", str(count), *flags])
+    told = gather(trials.counted(study), plan, command)
+    if told.best:
+        found = plan.folder / f"{safe_name(plan.base.name)}-found.toml"
+        atomic_write(found, found_recipe(told, name, settings))
+        open_ = any(row.state == "open" for row in told.rows)
+        if final and not stopped and not open_:
+            outcome = finish(found, plan.out, Stopper(deadline), quiet)
+            stopped, final_folder = outcome.stopped, outcome.folder.name
+            told = structs.replace(told, final=outcome.result, final_folder=final_folder)
+    sheet.write(told, plan.folder)
+    front.save(told, plan.folder)
+    return told, plan.folder, stopped
+
+
+def planned(
+    name: str,
+    settings: Sequence[str],
+    count: int,
+    epochs: int,
+    over: Sequence[str],
+    latency_ms: float,
+    seed: int,
+    out: Path,
+    storage: str,
+) -> Search:
+    """What to do, the same in every process that is given the same words. Reads the images once. Raises UserError."""
+    if strange := [group for group in over if group not in space.GROUPS]:
+        raise UserError(f"--over {strange[0]}{config.near_miss(strange[0], space.GROUPS)}")
+    whole = recipe.load(name, *settings).recipe
+    splits = sources.load(whole.data)
+    cut = [f"train.epochs={epochs or max(1, whole.train.length // SHORTER)}"]
+    if splits.validation is None:
+        cut.append(f"data.validation={HELD_OUT}")
+    base = recipe.load(name, *joined(settings, cut))
+    digest = sources.load(base.recipe.data).digest()
+    told = [recipe.fingerprint(base.recipe, digest), *over, str(seed), str(latency_ms)]
+    identity = config.fingerprint(base.recipe.budget, *told)
+    title = f"{safe_name(base.name)}-{identity[:8]}"
+    return Search(title, base, digest, tuple(over), count, seed, out, storage, latency_ms)
+
+
+def work(plan: Search, quiet: bool, stopper: Stopper) -> str | None:
+    """Train trials until there are enough; returns why it stopped early, or None when nothing is left to this machine.
+
+    Run by every process of a search.
+    """
+    study, waiting = trials.opened(plan), False
+    while not (reason := stopper.reason()):
+        if taken := trials.take(study, plan):
+            trial, named = taken
+            told = trials.train(study, trial, named, plan, stopper, quiet)
+            if told in EXIT_CODES:
+                return told
+            if told != "busy":
+                _say_trial(study.trials[trial.number], told, plan)
+        elif any(trial.user_attrs.get("home") == plan.home for trial in trials.open_trials(study)):
+            if not (waiting or quiet):
+                _say("waiting for trials that other processes hold")
+            waiting = True
+            time.sleep(POLL)
+        else:
+            return None
+    return reason
+
+
+def finish(found: Path, out: Path, stopper: Stopper, quiet: bool) -> run.Outcome:
+    """The one full training; where another process is at it, its result."""
+    named = recipe.load(str(found))
+    while True:
+        try:
+            return run.carry_out(named, out, stopper, quiet)
+        except Busy:
+            _say("another process trains what was found: waiting for it")
+            time.sleep(POLL)
+
+
+# --- what it came to ---------------------------------------------------------------------------------------
+
+
+def gather(found: Sequence[FrozenTrial], plan: Search, command: str) -> Sheet:
+    """The sheet of a search with whatever its trials have come to; milliseconds are measured unless they were."""
+    base, held_out = plan.base.recipe, sources.load(plan.base.recipe.data).validation
+    assert held_out
+    rows = [_row(trial, plan, len(held_out)) for trial in found if "settings" in trial.user_attrs]
+    limits = {key: str(value) for key, value in config.to_tree(base.budget).items() if value != ""}
+    return Sheet(
+        name=plan.name,
+        command=command,
+        recipe=plan.base.source,
+        limits=limits | ({"latency_ms": f"{plan.latency_ms:g}"} if plan.latency_ms else {}),
+        over=plan.over,
+        wanted=plan.trials,
+        epochs=base.train.length,
+        seed=plan.seed,
+        held_out=len(held_out),
+        rows=tuple(_timed(rows, plan)),
+    )
+
+
+def _row(trial: FrozenTrial, plan: Search, held_out: int) -> Row:
+    facts, state = trial.user_attrs, STATES.get(trial.state.name, "open")
+    named = plan.named(facts["settings"])
+    told = trial.intermediate_values
+    last = max(told, default=0)
+    accuracy = trial.value if state == "done" else told.get(last)
+    assert state != "done" or accuracy is not None
+    return Row(
+        number=trial.number,
+        state=state,  # type: ignore[arg-type]
+        settings=tuple(facts["settings"]),
+        network=brief(named.recipe),
+        params=facts["params"],
+        macs=facts["macs"],
+        epochs=last,
+        accuracy=accuracy,
+        interval=wilson(round(accuracy * held_out), held_out) if accuracy is not None and state == "done" else None,
+        why=facts.get("why", ""),
+        folder=plan.run(named).name,
+    )
+
+
+def brief(settings: Recipe) -> str:
+    """A network in short: `2,2,2,2 x 16,32,64,128`."""
+    model = settings.model
+    if not isinstance(model, ResNetConfig):
+        return f"mobilenetv2 x {model.width:g}"
+    return f"{','.join(map(str, model.blocks))} x {','.join(map(str, model.channels))}"
+
+
+def _timed(rows: Sequence[Row], plan: Search) -> list[Row]:
+    """With the milliseconds of finished trials: all measured together, once, unless none is new."""
+    done = [row.number for row in rows if row.state == "done"]
+    earlier = sheet.read(plan.folder) if (plan.folder / sheet.FILE_NAME).exists() else None
+    known = {row.number: row.ms for row in (earlier.rows if earlier else ()) if row.ms is not None}
+    if not known.keys() >= set(done):
+        models = [plan.named(list(row.settings)).recipe.model for row in rows if row.number in done]
+        known = dict(zip(done, milliseconds(models, plan.found), strict=True))
+    return [structs.replace(row, ms=known.get(row.number)) for row in rows]
+
+
+def found_recipe(told: Sheet, name: str, settings: Sequence[str]) -> str:
+    """The best recipe as a file: what was found, in the training that was asked for."""
+    best = told.best
+    assert best
+    assert best.accuracy is not None
+    named = recipe.load(name, *joined(settings, best.settings))
+    lines = [
+        f"{named.name}-found: the best of {len(told.done)} finished trials of a search.",
+        "",
+        f"found by   {told.command}",
+        f"trial {best.number}    {best.accuracy:.2%} of {told.held_out:,} images held out, after {told.epochs} epochs",
+        f"weighs     {best.params:,} parameters, {best.macs / 1e6:,.1f} M MACs",
+    ]
+    return "\n".join(f"# {line}".rstrip() for line in lines) + "\n\n" + config.to_toml(located(named.recipe))
+
+
+def _hidden(url: str) -> str:
+    """A database's address without its password."""
+    return re.sub(r"(?<=//)([^:@/]*):[^@/]*@", r"\1:...@", url)
+
+
+def _say_trial(trial: FrozenTrial, told: str, plan: Search) -> None:
+    named, last = plan.named(trial.user_attrs["settings"]), max(trial.intermediate_values, default=0)
+    accuracy = f", validation {trial.intermediate_values[last]:.2%} after epoch {last}" if last else ""
+    _say(f"[trial {trial.number}] {brief(named.recipe)} {told}{accuracy}")
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # a closed pipe is no reason to end a search
+        out = console()
+        out.print(text, markup=False)
+        out.file.flush()
