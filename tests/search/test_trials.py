@@ -189,6 +189,18 @@ def test_a_decision_to_prune_outlives_the_process(tmp_path: Path, training: Trai
     assert len(training.trained) == 1
 
 
+def test_what_was_proposed_before_is_refused(
+    tmp_path: Path, training: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposals = iter([["model.blocks=1,1,1"], ["model.blocks=1,1,1"], ["model.blocks=1,1,2"]])
+    monkeypatch.setattr(trials.space, "settings", lambda *_: next(proposals))
+    search = plan(tmp_path, 3)
+    go(search)
+    assert [settings for *_, settings in told_of(search)] == [[], ["model.blocks=1,1,1"], ["model.blocks=1,1,2"]]
+    assert opened(search).trials[2].user_attrs["refused"] == "proposed before"
+    assert len(training.trained) == 3
+
+
 def test_equal_settings_are_trained_once(tmp_path: Path, training: Trainings) -> None:
     search = plan(tmp_path, 2)
     go(search, most=1)

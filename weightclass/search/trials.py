@@ -206,6 +206,8 @@ def _proposed(trial: optuna.Trial, study: optuna.Study, search: Search) -> Named
     settings = [] if trial.number == 0 else space.settings(trial, base, search.found, search.over)
     if settings is None:
         return _refuse(study, trial, "no such network fits")
+    if settings in [other.user_attrs.get("settings") for other in counted(study)]:
+        return _refuse(study, trial, "proposed before")
     named = search.named(settings)
     weights = recipe.weigh(named.recipe, search.found)
     for key, limit in ((key, base.budget.limit(key)) for key in base.budget.__struct_fields__):
@@ -226,7 +228,7 @@ def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     from optuna.samplers import TPESampler
 
     seed = seeding.key(search.seed, "search", number) % 2**32
-    return TPESampler(seed=seed, n_startup_trials=max(5, search.trials // 4))
+    return TPESampler(seed=seed, n_startup_trials=10)
 
 
 def _refuse(study: optuna.Study, trial: optuna.Trial, why: str) -> None:
