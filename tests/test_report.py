@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.reference import browser, sheets
+from tests.reference import browser, searches, sheets
 from weightclass import results
 from weightclass.cli import main
 from weightclass.errors import UserError
 from weightclass.report import write_report
+from weightclass.search import sheet as search_sheet
 from weightclass.study import sheet as study_sheet
 from weightclass.study.sheet import Sheet
 
@@ -223,6 +224,59 @@ def test_several_studies_tell_pilots_from_full_ones(tmp_path: Path) -> None:
     assert write_report(tmp_path).read_text(encoding="utf-8") == page.source
 
 
+# --- a search ----------------------------------------------------------------------------------------------
+
+
+def searched(out: Path, **changed: Any) -> Path:
+    """A search's folder with a figure of a few pixels and the recipe that it found."""
+    folder = out / "searches" / "small-cpu-0123abcd"
+    folder.mkdir(parents=True)
+    search_sheet.write(searches.sheet(**changed), folder)
+    Image.new("RGB", (90, 40), "white").save(folder / "front.png")
+    (folder / "small-cpu-found.toml").write_text("# found by <search>\n\n[model]\nblocks = [1, 2]\n", encoding="utf-8")
+    return folder
+
+
+def test_a_search_is_shown_whole(tmp_path: Path) -> None:
+    done = searches.final()
+    finished(tmp_path / "small-cpu-found-01234567")
+    page = check(write_report(searched(tmp_path, final=done, final_folder="small-cpu-found-01234567")))
+    assert len(page.images) == 1 + len(PICTURES)
+    for part in (
+        "One search Search from small-cpu: params under 701467, macs under 120M",
+        "1. trial 2 1,1,1,3 x 36,58,92,148 pool=avg(2), se=blocks",
+        "*695,591 *85.8M *3.89 70.10 ± 1.27 +2.90",
+        "Trials: 20; 9 finished, 10 pruned, 1 failed",
+        "weightclass search small-cpu budget.params=701467 --trials 20",
+        "The best recipe # found by <search> [model] blocks = [1, 2]",
+        "The best, trained in full weightclass train small-cpu-found.toml test accuracy 84.12%",
+        '[budget] params = "5M"',
+    ):
+        assert part.casefold() in page.text.casefold(), part
+    assert "PILOT" not in page.text and "+-" not in page.text
+
+
+def test_a_search_before_its_end(tmp_path: Path) -> None:
+    folder = searched(tmp_path, done=0, pruned=0, failed=0, wanted=20)
+    for name in ("front.png", "small-cpu-found.toml"):
+        (folder / name).unlink()
+    page = check(write_report(folder))
+    assert "Trials: 0 of 20; none yet." in page.text and not page.images
+    assert not {"found", "run", "classes"} & set(page.ids)
+
+
+def test_names_of_a_search_are_no_markup(tmp_path: Path) -> None:
+    rows = [msgspec.structs.replace(searches.row(n), network="<b>", settings=("a.b=</td>",)) for n in range(2)]
+    page = check(write_report(searched(tmp_path, rows=tuple(rows), recipe="<script>", command="{{ 7 * 7 }}")))
+    assert "Search from <script>" in page.text and "{{ 7 * 7 }}" in page.text and "recipe <b> b=</td>" in page.text
+
+
+def test_a_damaged_search_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_bytes(b"{}")
+    with pytest.raises(UserError, match=r"search\.json: not a search of this version"):
+        write_report(tmp_path)
+
+
 # --- hostile names, foreign files ----------------------------------------------------------------------------
 
 NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
@@ -315,6 +369,7 @@ def test_a_browser_draws_every_picture_and_finds_no_fault(tmp_path: Path) -> Non
     written(tmp_path, sheet)
     written(tmp_path, sheets.sheet(rows=2, seeds=1, name="other"))
     pages = [
+        write_report(searched(tmp_path, final=searches.final(), final_folder=sheet.lines[0].runs[0].folder)),
         write_report(next(tmp_path.glob("paper-97-*"))),
         write_report(tmp_path / "studies" / sheet.stem),
         write_report(tmp_path),

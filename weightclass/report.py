@@ -1,4 +1,4 @@
-"""A run, a study or all studies of a folder as one HTML page that needs nothing else: offline, printed, on a phone.
+"""A run, a search, a study or several as one HTML page that needs nothing else: offline, printed, on a phone.
 
 What the page shows is gathered here; how it shows it is all in report.html, a Jinja template.
 """
@@ -24,6 +24,8 @@ from weightclass.files import atomic_write, check_writable
 from weightclass.model.budget import short
 from weightclass.results import Result
 from weightclass.runlog import human_bytes, human_seconds
+from weightclass.search import front
+from weightclass.search import sheet as searches
 from weightclass.study import sheet as sheets
 from weightclass.study.sheet import Sheet
 from weightclass.study.statistics import Figures, figures
@@ -69,7 +71,8 @@ class Study(NamedTuple):
 def write_report(place: str | Path, path: str | Path = "") -> Path:
     """Write the page of `place` to `path` (default: report.html in it), and return where that is.
 
-    `place` is the folder of a finished run, of a study, or of several studies. Pictures that are missing are left out.
+    `place` is the folder of a finished run, of a search, of a study, or of several studies. Pictures that are missing
+    are left out.
     Raises UserError.
     """
     target = Path(path or Path(place) / FILE_NAME)
@@ -108,16 +111,31 @@ def _typeset(text: str) -> str:
 
 
 def _facts(place: Path) -> dict[str, Any]:
-    """The template's variables: `studies`, all `runs` of them, and the run to show in detail."""
+    """The template's variables: `studies`, all `runs` of them, or a `search`; and the run to show in detail."""
+    nothing: dict[str, Any] = {"studies": [], "runs": [], "search": None}
     if result := results.read(place):
-        return {"studies": [], "runs": [], "detail": _detail(place, result)}
+        return nothing | {"detail": _detail(place, result)}
+    if (place / searches.FILE_NAME).exists():
+        return nothing | _search(place)
     for pattern in (sheets.FILE_NAME, f"*/{sheets.FILE_NAME}", f"studies/*/{sheets.FILE_NAME}"):
         if found := [(sheets.read(path.parent), path.parent) for path in place.glob(pattern)]:
             found.sort(key=lambda study: _order(study[0]))
             runs = {run.folder: run for sheet, _ in found for line in sheet.lines for run in line.runs}
             studies = [_study(sheet, folder) for sheet, folder in found]
-            return {"studies": studies, "runs": list(runs.values()), "detail": _example(found)}
-    raise UserError(f"{place}: neither a finished run nor a study nor a folder of studies: name one of these")
+            return nothing | {"studies": studies, "runs": list(runs.values()), "detail": _example(found)}
+    raise UserError(f"{place}: neither a finished run nor a study, a search or a folder of studies: name one of these")
+
+
+def _search(folder: Path) -> dict[str, Any]:
+    """Its table, figure and the recipe that it found, which is the run in detail once it was trained in full."""
+    sheet = searches.read(folder)
+    found = [path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*-found.toml")]
+    facts = zip(("title", "heads", "rows", "notes"), front.cells(sheet), strict=True)
+    run = folder.resolve().parent.parent / sheet.final_folder
+    return {
+        "search": {"sheet": sheet, "found": found, **dict(facts), **_pictures(folder, ["front"], colours=256)},
+        "detail": _detail(run, sheet.final) if sheet.final else None,
+    }
 
 
 def _order(sheet: Sheet) -> tuple[Any, ...]:

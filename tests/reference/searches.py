@@ -53,10 +53,10 @@ def sheet(done: int = 9, pruned: int = 10, failed: int = 1, *, opened: int = 0, 
         "recipe": "small-cpu",
         "limits": {"params": "701467", "macs": "120M"},
         "over": ("model", "optimizer", "schedule", "augment"),
-        "wanted": len(states),
         "epochs": 4,
         "seed": 0,
         "held_out": 5000,
         "rows": tuple(row(number, state) for number, state in enumerate(states)),
     }
+    facts |= {"wanted": len(changed.get("rows", states))}
     return Sheet(**(facts | changed))

@@ -192,11 +192,11 @@ def test_a_decision_to_prune_outlives_the_process(tmp_path: Path, training: Trai
 def test_what_was_proposed_before_is_refused(
     tmp_path: Path, training: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proposals = iter([["model.blocks=1,1,1"], ["model.blocks=1,1,1"], ["model.blocks=1,1,2"]])
+    proposals = iter([["model.blocks=2,1,1"], ["model.blocks=2,1,1"], ["model.blocks=1,2,1"]])
     monkeypatch.setattr(trials.space, "settings", lambda *_: next(proposals))
     search = plan(tmp_path, 3)
     go(search)
-    assert [settings for *_, settings in told_of(search)] == [[], ["model.blocks=1,1,1"], ["model.blocks=1,1,2"]]
+    assert [settings for *_, settings in told_of(search)] == [[], ["model.blocks=2,1,1"], ["model.blocks=1,2,1"]]
     assert opened(search).trials[2].user_attrs["refused"] == "proposed before"
     assert len(training.trained) == 3
 

@@ -56,7 +56,7 @@ def _told(row: Row, base: Row | None, fronts: dict[str, list[Row]]) -> dict[str,
     points = 100 * ((row.accuracy or 0) - (base.accuracy or 0)) if base else 0
     return {
         "network": row.network,
-        "settings": ", ".join(text.partition(".")[2] for text in rest) or "-",
+        "settings": ", ".join(text.partition(".")[2] for text in rest) or "the recipe's",
         "params": f"{on['params']}{row.params:,}",
         "MACs": on["macs"] + (f"{row.macs / 1e9:.2f}G" if row.macs >= 1e9 else f"{row.macs / 1e6:.1f}M"),
         "ms": "-" if row.ms is None else f"{on['ms']}{row.ms:.2f}",
@@ -155,11 +155,12 @@ def draw(sheet: Sheet, path: Path) -> None:
             panels[0].yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         for axes, cost in zip(panels, costs, strict=True):
             _panel(axes, sheet, cost, [] if cost == "ms" else pruned)
-        named, corner = panels[0].get_legend_handles_labels(), box(figure, LEFT - 16, height, 0, 0)[:2]
-        figure.legend(*named, loc="upper left", bbox_to_anchor=corner, ncols=3, frameon=False, borderpad=0)
+        named = {name: mark for axes in panels for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+        look = {"bbox_to_anchor": box(figure, LEFT - 16, height, 0, 0)[:2], "frameon": False, "borderpad": 0}
+        figure.legend(named.values(), named, loc="upper left", ncols=3, **look)
         notes = f"{_read(sheet)} Pruned: so far, or at the lower edge where worse; the smaller, the fewer epochs."
-        lines = wrap(notes.replace("+-", "±"), width // 10)
-        figure.text(*box(figure, LEFT, 60, 0, 0)[:2], "\n".join(lines), color=FAINT, va="top")
+        lines = "\n".join(wrap(notes.replace("+-", "±"), width // 10))
+        figure.text(LEFT / width, box(figure, 0, 60, 0, 0)[1], lines, color=FAINT, va="top")
 
 
 def _error(sheet: Sheet, accuracy: float | None) -> float:
@@ -172,13 +173,12 @@ def _panel(axes: Axes, sheet: Sheet, cost: str, pruned: Sequence[Row]) -> None:
     from matplotlib.ticker import EngFormatter
 
     def at(*rows: Row) -> tuple[list[float], list[float]]:
-        errors = [min(_error(sheet, row.accuracy), axes.get_ylim()[0]) for row in rows]
-        return [getattr(row, cost) for row in rows], errors
+        return [getattr(row, cost) for row in rows], [min(_error(sheet, row.accuracy), floor) for row in rows]
 
     limit = float(sheet.limits.get("latency_ms", 0)) if cost == "ms" else parse_quantity(sheet.limits.get(cost, 1))
-    costs = at(*sheet.done, *pruned)[0]
+    floor, costs = axes.get_ylim()[0], [getattr(row, cost) for row in (*sheet.done, *pruned)]
     costs += [limit] * (max(costs) / 4 < limit < 4 * max(costs))
-    room = max(0.08 * (max(costs) - min(costs)), 0.03 * max(costs))  # a budget is filled: what differs by less looks alike
+    room = max(0.08 * (max(costs) - min(costs)), 0.03 * max(costs))  # what fills a budget to the last per cent is alike
     axes.set(xlabel=AXES[cost], xlim=(min(costs) - room, max(costs) + room))
     axes.xaxis.set_major_formatter("{x:g}" if cost == "ms" else EngFormatter(sep=""))
     for row, color, marker, size in (sheet.best, VERMILLION, "*", 11), (sheet.base, GREEN, "D", 6):
@@ -190,22 +190,18 @@ def _panel(axes: Axes, sheet: Sheet, cost: str, pruned: Sequence[Row]) -> None:
     axes.plot(*at(*sheet.done), "o", color=BLUE, ms=4.5, alpha=0.7, label="finished")
     _front(axes, sheet.front(cost), *at(*sheet.front(cost)))
     for row in pruned:
-        size = 2 + 3 * row.epochs / sheet.epochs
-        axes.plot(
-            *at(row), "o", color=GREY, ms=size, mew=0, clip_on=False, zorder=1.5, label="pruned" * (row == pruned[0])
-        )
+        look: dict[str, Any] = {"label": "pruned" * (row == pruned[0]), "ms": 2 + 3 * row.epochs / sheet.epochs}
+        axes.plot(*at(row), "o", color=GREY, mew=0, clip_on=False, zorder=1.5, **look)
     if limit in costs:
         axes.axvline(limit, color=INK, lw=0.8, ls=(0, (5, 3)), zorder=1, label="limit")
 
 
 def _front(axes: Axes, front: Sequence[Row], x: Sequence[float], y: Sequence[float]) -> None:
     """A step line to the edges; the trials' numbers left above it, where no finished trial is, as there is room."""
-    (right, floor), look = (axes.get_xlim()[1], axes.get_ylim()[0]), {"color": BLUE, "lw": 1.1}
-    axes.step([x[0], *x, right], [floor, *y, y[-1]], where="post", **look, label="front: trials' numbers")
+    corners = [x[0], *x, axes.get_xlim()[1]], [axes.get_ylim()[0], *y, y[-1]]
+    axes.step(*corners, where="post", color=BLUE, lw=1.1, label="front, with numbers of trials")
     taken: list[Any] = []
-    for row, *place in reversed([*zip(front, x, y, strict=True)]):
-        text = axes.annotate(
-            str(row.number), (place[0], place[1]), (-4, 3), textcoords="offset points", ha="right", fontsize=6.5
-        )
+    for row, point in reversed([*zip(front, zip(x, y, strict=True), strict=True)]):
+        text = axes.annotate(str(row.number), point, (-4, 3), textcoords="offset points", ha="right", fontsize=6.5)
         taken.append(text.get_window_extent())
         text.set_visible(not taken[-1].count_overlaps(taken[:-1]))

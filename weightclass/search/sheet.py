@@ -39,10 +39,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Why it failed."""
     folder: str = ""
 
-    def __post_init__(self) -> None:
-        if self.state == "done" and self.accuracy is None:
-            raise ValueError("a finished trial has an accuracy")
-
 
 class Sheet(msgspec.Struct, frozen=True, kw_only=True):
     """A search with all that is known of its trials."""
