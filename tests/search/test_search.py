@@ -138,9 +138,17 @@ def test_a_password_is_not_written_down(url: str, hidden: str) -> None:
 def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
     """A process that searches among tiny networks, one thread."""
     words = (*WORDS, "model.blocks=1,1", "model.channels=4,8", "machine.threads=1", "train.checkpoint_seconds=0.2")
-    flags = ("--trials", "6", "--epochs", "4", "--over", "model", "--out", str(out), "--quiet", *more)
+    flags = ("--trials", "4", "--epochs", "4", "--over", "model", "--out", str(out), "--quiet", *more)
     command = [sys.executable, "-m", "weightclass", "search", *words, *flags]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+
+
+def until_training(out: Path) -> None:
+    """Wait until the first epoch of a trial has been recorded."""
+    end = time.monotonic() + 300
+    while not list(out.glob("*/metrics.jsonl")):
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def outcome(out: Path) -> tuple[list[Any], Any]:
@@ -155,7 +163,7 @@ def outcome(out: Path) -> tuple[list[Any], Any]:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 def test_killed_again_and_again_it_finds_the_same(tmp_path: Path) -> None:
-    assert start(tmp_path / "whole").wait(timeout=300) == 0
+    assert start(tmp_path / "whole").wait(timeout=600) == 0
     kills = 0
     while (process := start(tmp_path / "killed")).poll() is None:
         try:
@@ -171,9 +179,9 @@ def test_killed_again_and_again_it_finds_the_same(tmp_path: Path) -> None:
 
 
 def trained_once(out: Path) -> None:
-    """Six trials with an end, each of its own settings and run, none by two processes."""
+    """Four trials with an end, each of its own settings and run, none by two processes."""
     rows, _ = outcome(out)
-    assert [row.number for row in rows] == list(range(6))
+    assert [row.number for row in rows] == list(range(4))
     assert {row.state for row in rows} <= {"done", "pruned"}
     for row in rows:
         epochs = [record["epoch"] for record in map(msgspec.json.decode, lines(out / row.folder / "metrics.jsonl"))]
@@ -188,11 +196,11 @@ def lines(path: Path) -> list[str]:
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 def test_two_processes_on_one_storage_lose_and_double_nothing(tmp_path: Path) -> None:
     both = [start(tmp_path), start(tmp_path)]
-    time.sleep(12)
+    until_training(tmp_path)
     both[0].send_signal(signal.SIGKILL)  # its trial is taken over by the other one
     both[0].wait()
     third = start(tmp_path)
-    assert [process.wait(timeout=300) for process in (both[1], third)] == [0, 0]
+    assert [process.wait(timeout=600) for process in (both[1], third)] == [0, 0]
     trained_once(tmp_path)
 
 
@@ -223,10 +231,10 @@ def test_a_postgresql_database_serves_as_well(tmp_path: Path, database: str) -> 
     """Two processes on the database; one is killed, and its trial taken over."""
     out = tmp_path / "out"
     both = [start(out, "--storage", database), start(out, "--storage", database)]
-    time.sleep(12)
+    until_training(out)
     both[0].kill()
     both[0].wait()
     third = start(out, "--storage", database)
-    assert [process.wait(timeout=300) for process in (both[1], third)] == [0, 0]
+    assert [process.wait(timeout=600) for process in (both[1], third)] == [0, 0]
     trained_once(out)
     assert not list(out.rglob("journal.log"))

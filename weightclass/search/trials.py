@@ -6,6 +6,7 @@ nobody at its lock lost its process; whoever comes next goes on with it from its
 
 from __future__ import annotations
 
+import time
 import uuid
 import warnings
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import optuna
 
 PRUNED = "pruned"
+RACE, RACES = 5.0, ("IntegrityError", "ProgrammingError")
+"""Seconds in which these errors may come of several processes that make a new database's tables at once."""
 FRESH = 60.0
 """Seconds in which a trial without settings may still get them from the process that asked for it."""
 REFUSALS = 20
@@ -102,17 +105,25 @@ def opened(search: Search) -> optuna.Study:
         import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     epochs = search.base.recipe.train.length
+    end = time.monotonic() + RACE
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, epochs // 4), reduction_factor=2)
-    try:
-        return optuna.create_study(
-            storage=_storage(search), study_name=search.name, direction="maximize", pruner=pruner, load_if_exists=True
-        )
-    except (ImportError, ValueError, OSError, RuntimeError) as error:
-        raise UserError(f"--storage: {_first_line(error)}") from None
-    except Exception as error:  # a database's own
-        if not type(error).__module__.startswith("sqlalchemy"):
-            raise
-        raise UserError(f"--storage: the database cannot be used: {_first_line(error)}") from None
+    while True:
+        try:
+            return optuna.create_study(
+                storage=_storage(search),
+                study_name=search.name,
+                direction="maximize",
+                pruner=pruner,
+                load_if_exists=True,
+            )
+        except (ImportError, ValueError, OSError, RuntimeError) as error:
+            raise UserError(f"--storage: {_first_line(error)}") from None
+        except Exception as error:  # a database's own
+            if not type(error).__module__.startswith("sqlalchemy"):
+                raise
+            if type(error).__name__ not in RACES or time.monotonic() > end:
+                raise UserError(f"--storage: the database cannot be used: {_first_line(error)}") from None
+            time.sleep(0.5)
 
 
 def _storage(search: Search) -> Any:
