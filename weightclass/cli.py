@@ -104,6 +104,14 @@ _published = _several(
 _ray = click.option(
     "--ray", type=Cluster(), is_flag=False, flag_value="local", help="as workers of this Ray cluster, or of a local one"
 )
+_limits = _several(
+    click.option("--budget", default="", help="parameters to stay under, such as 5M"),
+    click.option("--macs", default="", help="multiply-accumulates of one image to stay under, such as 1.2G"),
+    click.option("--bytes", "size", default="", help="bytes of the float32 weights to stay under, such as 2MB"),
+    click.option(
+        "--latency-ms", type=click.FloatRange(0, min_open=True), help="of one image, one thread, measured here"
+    ),
+)
 _recipe = click.argument("words", nargs=-1, metavar="[RECIPE] [table.key=value]...")
 
 
@@ -244,10 +252,7 @@ def weigh(words: tuple[str, ...], draw: str) -> int:
 
 @cli.command(short_help="List networks that fill a budget, to train.")
 @_recipe
-@click.option("--budget", default="", help="parameters to stay under, such as 5M")
-@click.option("--macs", default="", help="multiply-accumulates of one image to stay under, such as 1.2G")
-@click.option("--bytes", "size", default="", help="bytes of the float32 weights to stay under, such as 2MB")
-@click.option("--latency-ms", type=click.FloatRange(0, min_open=True), help="of one image, one thread, measured here")
+@_limits
 @click.option("--image-size", type=click.IntRange(1, 4096), help="of images that no RECIPE names  [default: 32]")
 @click.option("--channels", type=click.IntRange(1, 64), help="the same  [default: 3]")
 @click.option("--classes", type=click.IntRange(2, 1_000_000), help="the same  [default: 10]")
@@ -352,10 +357,7 @@ def study(
 
 @cli.command(short_help="Find the best recipe under a budget, on your images.")
 @_recipe
-@click.option("--budget", default="", help="parameters to stay under, such as 1M  [default: the recipe's]")
-@click.option("--macs", default="", help="multiply-accumulates of one image to stay under, such as 40M")
-@click.option("--bytes", "size", default="", help="bytes of the float32 weights to stay under, such as 2MB")
-@click.option("--latency-ms", type=click.FloatRange(0, min_open=True), help="of one image, one thread, measured here")
+@_limits
 @click.option("--trials", type=click.IntRange(1, 100_000), default=20, show_default=True, help="recipes to try")
 @click.option("--epochs", type=click.IntRange(0), default=0, help="of a trial  [default: a tenth of the recipe's]")
 @click.option("--over", default="model,optimizer,schedule,augment", show_default=True, help="what may be chosen")

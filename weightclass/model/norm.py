@@ -60,9 +60,8 @@ def _moments(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     each part's own (Chan et al. 1979), for sums of squares would cancel."""
     channels, precise = part.shape[1], torch.promote_types(part.dtype, torch.float32)
     unused = torch.zeros(2, channels, dtype=precise, device=part.device)
-    mean, variance = torch.batch_norm_update_stats(
-        part, unused[0], unused[1], 0.0
-    )  # 50 times as fast as torch.var_mean on a CPU
+    # 50 times as fast as torch.var_mean on a CPU
+    mean, variance = torch.batch_norm_update_stats(part, unused[0], unused[1], 0.0)
     told = mean.new_zeros(ranks.here.size, 3, channels)
     told[ranks.here.rank] = torch.stack([mean, variance, torch.full_like(mean, part.numel() / channels)])
     ranks.add_([told])
