@@ -360,6 +360,9 @@ def study(
 @_limits
 @click.option("--trials", type=click.IntRange(1, 100_000), default=20, show_default=True, help="recipes to try")
 @click.option("--epochs", type=click.IntRange(0), default=0, help="of a trial  [default: a tenth of the recipe's]")
+@click.option(
+    "--finalists", type=click.IntRange(0), default=3, show_default=True, help="of them, trained in full to choose"
+)
 @click.option("--over", default="model,optimizer,schedule,augment", show_default=True, help="what may be chosen")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of the proposals")
 @click.option("--final/--no-final", default=True, help="train the best in full  [default: final]")
@@ -377,6 +380,7 @@ def search(
     latency_ms: float | None,
     trials: int,
     epochs: int,
+    finalists: int,
     over: str,
     seed: int,
     final: bool,
@@ -403,8 +407,16 @@ def search(
     limits = {"params": budget, "macs": macs, "bytes_fp32": size}
     settings = joined(settings, [f"budget.{key}={limit}" for key, limit in limits.items() if limit])
     limit = parse_duration(time_limit) - (time.monotonic() - _STARTED) if time_limit else None
-    how = {"count": trials, "epochs": epochs, "over": over.split(","), "latency_ms": latency_ms or 0.0, "seed": seed}
-    how |= {"final": final, "jobs": jobs, "ray": ray, "storage": storage, "out": out}
+    how = {"count": trials, "epochs": epochs, "finalists": finalists, "over": over.split(",")}
+    how |= {
+        "latency_ms": latency_ms or 0.0,
+        "seed": seed,
+        "final": final,
+        "jobs": jobs,
+        "ray": ray,
+        "storage": storage,
+        "out": out,
+    }
     how |= {"time_limit": limit, "quiet": quiet}
     sheet, folder, stopped = look(name, *settings, **how)
     out_ = console()

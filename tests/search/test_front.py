@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from tests.reference.pictures import read
-from tests.reference.searches import final, row, sheet
+from tests.reference.searches import final, in_full, row, sheet
 from weightclass.evaluation.page import page
 from weightclass.search import front
 from weightclass.search.sheet import COSTS, Sheet
@@ -53,6 +53,20 @@ def test_a_terminal_as_wide_as_it_is(width: int) -> None:
     if width == 80:
         assert all(line.count("trial ") <= 1 for line in text.splitlines())
         assert len([line for line in text.splitlines() if "+-" in line and " x " in line]) == 9  # a line a trial
+
+
+@pytest.mark.parametrize("width", [112, 80])
+def test_finalists_come_first_and_have_a_column_of_their_own(width: int) -> None:
+    told = in_full(sheet(final=final()), 0, 3, 5)
+    text = shown(told, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert told.best == told.rows[5]
+    _, heads, rows, notes = front.cells(told)
+    place = heads.index("in full (%)")
+    assert [cells[0] for cells in rows[:4]] == [" 1. trial 5", " 2. trial 3", " 3. recipe", " 4. trial 2"]
+    assert [cells[place] for cells in rows[:4]] == ["80.50 +- 1.10", "80.30 +- 1.10", "80.00 +- 1.11", "-"]
+    assert [cells[-1] for cells in rows[:4]] == ["+0.50", "+0.30", "base", "-"]
+    assert "In full: 3 of them after 40 epochs, on the same images." in notes[1]
 
 
 @pytest.mark.parametrize("form", [shown, front.markdown])

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.reference import sheets
 from tests.reference.trainings import Trainings
-from weightclass import recipe, run
+from weightclass import recipe, results, run
 from weightclass.data import sources
 from weightclass.errors import UserError
 from weightclass.search import search as module
@@ -31,25 +32,35 @@ WORDS = ("quickstart", "train.epochs=6", "data.subset=200", "budget.params=100k"
 def plan(
     tmp_path: Path, *settings: str, count: int = 3, epochs: int = 2, seed: int = 0, over: Any = ("model",)
 ) -> Search:
-    return planned(WORDS[0], [*WORDS[1:], *settings], count, epochs, over, 0.0, seed, tmp_path, "")
+    return planned(WORDS[0], [*WORDS[1:], *settings], count, epochs, 0, over, 0.0, seed, tmp_path, "")
 
 
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> Trainings:
-    """Trials are made up, milliseconds too; a final training has no one to watch it."""
+    """Trials are made up, milliseconds too; trainings in full have no one to watch them, the final one holds no image
+    out."""
     held_out = recipe.load(*WORDS, "data.validation=0.1").recipe.data
     instead = Trainings(sources.load(held_out).digest())
     finals: list[Any] = []
+    hopeless: set[str] = set()
 
     def carry_out(named: Any, out: Path, stopper: Any, quiet: bool = False, watch: Any = None) -> run.Outcome:
         if watch:
             return instead(named, out, stopper, quiet, watch)
-        finals.append(named)
-        return run.Outcome(out / "final", None)
+        if not named.recipe.data.validation:
+            finals.append(named)
+            return run.Outcome(out / "final", None)
+        folder = run.folder_of(named, recipe.fingerprint(named.recipe, instead.digest), out)
+        instead.trained.append(folder.name)
+        if hopeless and hopeless <= set(named.overrides):
+            raise MemoryError
+        result = sheets.result(int(folder.name[-2:], 16) / 256, n=18, split="validation")
+        results.write(folder, result)
+        return run.Outcome(folder, result)
 
     monkeypatch.setattr(run, "carry_out", carry_out)
     monkeypatch.setattr(module, "milliseconds", lambda models, found: [1.0 + n for n in range(len(models))])
-    instead.finals = finals  # type: ignore[attr-defined]
+    instead.finals, instead.hopeless = finals, hopeless  # type: ignore[attr-defined]
     return instead
 
 
@@ -69,9 +80,47 @@ def test_it_ends_with_a_recipe_and_its_full_training(tmp_path: Path, training: T
     [final] = training.finals  # type: ignore[attr-defined]
     assert final == found
     assert told.command == (
-        "weightclass search quickstart train.epochs=6 data.subset=200 budget.params=100k --trials 4 --epochs 2 "
-        "--over model,optimizer"
+        "weightclass search quickstart train.epochs=6 data.subset=200 budget.params=100k --trials 4 --finalists 3 "
+        "--epochs 2 --over model,optimizer"
     )
+
+
+def test_the_best_are_trained_in_full_and_the_held_out_images_choose(tmp_path: Path, training: Trainings) -> None:
+    how: dict[str, Any] = {"count": 5, "epochs": 2, "over": ["model"], "out": tmp_path, "quiet": True}
+    told, folder, _ = search(*WORDS, finalists=2, **how)
+    by_trial = sorted(told.rows, key=lambda row: (-(row.accuracy or 0) * (row.state == "done"), row.macs))
+    assert {row.number for row in told.rows if row.full is not None} == {row.number for row in by_trial[:2]} | {0}
+    assert told.full_epochs == 6 > told.epochs
+    assert told.best
+    assert told.best.full == max(row.full for row in told.rows if row.full is not None)
+    text = (folder / "quickstart-found.toml").read_text(encoding="utf-8")
+    assert f"{told.best.full:.2%} after 6" in text
+    assert " --trials 5 --finalists 2 --epochs 2 " in told.command
+    trained = list(training.trained)
+    assert search(*WORDS, finalists=2, **how)[0] == told
+    assert training.trained == trained
+    none, _, _ = search(*WORDS, finalists=0, **how)
+    assert {row.full for row in none.rows} == {None}
+
+
+def test_a_finalist_that_fails_is_left_and_the_others_decide(tmp_path: Path, training: Trainings) -> None:
+    how: dict[str, Any] = {"count": 4, "epochs": 2, "over": ["model"], "out": tmp_path, "quiet": True}
+    first, _, _ = search(*WORDS, finalists=0, final=False, **how)
+    poor = next(row for row in first.done if row.number)
+    training.hopeless.update(poor.settings)  # type: ignore[attr-defined]
+    told, _, stopped = search(*WORDS, finalists=2, **how)
+    assert stopped is None
+    assert told.rows[poor.number].full is None
+    assert told.best
+    assert told.best.full is not None
+    assert training.finals  # type: ignore[attr-defined]
+
+
+def test_a_trial_of_another_kind_of_optimizer_loses_the_settings_of_the_first() -> None:
+    overrides = ["optimizer.momentum=0.95", "schedule.peak=0.3", "train.ema=0.9"]
+    laid = trials.laid(overrides, ["optimizer.name=adamw", "schedule.peak=0.1"])
+    assert laid == ["train.ema=0.9", "optimizer.name=adamw", "schedule.peak=0.1"]
+    recipe.load(WORDS[0], *laid)
 
 
 def test_the_same_call_again_trains_nothing_and_more_trials_go_on(tmp_path: Path, training: Trainings) -> None:
@@ -110,7 +159,7 @@ def test_what_changes_a_trial_makes_another_search_and_nothing_else_does(tmp_pat
     assert len({each.name for each in (first, *others)}) == 6
     assert first.name == plan(tmp_path, count=9).name == plan(tmp_path / "x", "machine.threads=1").name
     assert first.base.recipe.train.epochs == 2
-    assert first.base.recipe.data.validation == module.HELD_OUT
+    assert first.base.recipe.data.validation == 0.1
     assert plan(tmp_path, "data.validation=50").base.recipe.data.validation == 50
 
 
@@ -138,7 +187,20 @@ def test_a_password_is_not_written_down(url: str, hidden: str) -> None:
 def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
     """A process that searches among tiny networks, one thread."""
     words = (*WORDS, "model.blocks=1,1", "model.channels=4,8", "machine.threads=1", "train.checkpoint_seconds=0.2")
-    flags = ("--trials", "4", "--epochs", "4", "--over", "model", "--out", str(out), "--quiet", *more)
+    flags = (
+        "--trials",
+        "4",
+        "--epochs",
+        "4",
+        "--finalists",
+        "1",
+        "--over",
+        "model",
+        "--out",
+        str(out),
+        "--quiet",
+        *more,
+    )
     command = [sys.executable, "-m", "weightclass", "search", *words, *flags]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import plain_front
-from tests.reference.searches import final, row, sheet
+from tests.reference.searches import final, in_full, row, sheet
 from weightclass.errors import UserError
 from weightclass.search import sheet as sheets
 from weightclass.search.sheet import COSTS, Row
@@ -47,6 +47,15 @@ def test_the_best_is_first_and_on_the_front_of_macs(some: tuple[Row, ...]) -> No
     if one.best:
         assert one.best == one.front("macs")[-1] or one.front("macs")[-1].accuracy == one.best.accuracy
         assert one.best.accuracy == max(each.accuracy or 0 for each in some if each.state == "done")
+
+
+def test_a_training_in_full_decides_and_leaves_the_fronts_alone() -> None:
+    plain = sheet()
+    told = in_full(plain, 0, 4)
+    assert told.best == told.rows[4] != plain.best
+    assert told.base == told.rows[0]
+    for cost in COSTS:
+        assert [each.number for each in told.front(cost)] == [each.number for each in plain.front(cost)]
 
 
 def test_of_equal_trials_the_cheaper_one_is_best() -> None:

@@ -25,7 +25,7 @@ FOUR = ("train.epochs=4", "data.validation=0.2", "budget.params=100k")
 def plan(tmp_path: Path, count: int = 4, *settings: str, **more: Any) -> Search:
     """Nothing is read: the images' hash is made up."""
     base = recipe.load("quickstart", *(settings or FOUR))
-    return Search("tiny-1234", base, "digest", ("model", "optimizer"), count, 0, tmp_path, **more)
+    return Search("tiny-1234", base, base, "digest", ("model", "optimizer"), count, 3, 0, tmp_path, **more)
 
 
 @pytest.fixture

@@ -84,6 +84,12 @@ def test_a_pilot_shrinks_with_its_epochs_what_counts_epochs() -> None:
     assert (half.train.epochs, half.schedule.step_size, half.schedule.warmup) == (5, 2, 0.5)  # type: ignore[union-attr]
 
 
+def test_a_pilot_averages_the_same_share_of_its_steps() -> None:
+    [pilot] = {cell.named.recipe.train.ema for cell in cells("train.ema=0.998", short=Short(epochs=5))[:1]}
+    assert pilot**5 == pytest.approx(0.998**40, rel=1e-4)
+    assert cells("train.ema=0.998")[0].named.recipe.train.ema == 0.998
+
+
 def test_a_pilot_is_narrower_and_told_so() -> None:
     short = Short(epochs=5, subset=1200, width=1 / 4)
     assert [cell.named.recipe.model.channels for cell in cells(short=short)[:2]] == [(4, 8, 16), (2, 4, 8)]  # type: ignore[union-attr]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from weightclass.config import parse_quantity
+from weightclass.evaluation.metrics import Interval
 from weightclass.evaluation.page import BLUE, FAINT, GREEN, INK, PAPER, VERMILLION, box, page
 from weightclass.files import atomic_write
 from weightclass.search.sheet import COSTS, Row, Sheet
@@ -53,21 +54,24 @@ def _told(row: Row, base: Row | None, fronts: dict[str, list[Row]]) -> dict[str,
     """A row's cells by their heads."""
     on = {cost: "*" * (row in front) for cost, front in fronts.items()}
     rest = [text for text in row.settings if not text.startswith(("model.blocks=", "model.channels="))]
-    points = 100 * ((row.accuracy or 0) - (base.accuracy or 0)) if base else 0
+    than = (base.accuracy if base.full is None else base.full) if base else None
+    own = row.full if base and base.full is not None else row.accuracy
+    points = "base" if row == base else f"{100 * (own - than):+.2f}" if own is not None and than is not None else "-"
     return {
         "network": row.network,
         "settings": ", ".join(text.partition(".")[2] for text in rest) or "the recipe's",
         "params": f"{on['params']}{row.params:,}",
         "MACs": on["macs"] + (f"{row.macs / 1e9:.2f}G" if row.macs >= 1e9 else f"{row.macs / 1e6:.1f}M"),
         "ms": "-" if row.ms is None else f"{on['ms']}{row.ms:.2f}",
-        "accuracy (%)": _accuracy(row),
-        "points": "base" if row == base else f"{points:+.2f}" if base else "-",
+        "accuracy (%)": _percent(row.accuracy, row.interval),
+        "in full (%)": _percent(row.full, row.full_interval),
+        "points": points,
     }
 
 
-def _accuracy(row: Row) -> str:
-    half = f" +- {50 * (row.interval.hi - row.interval.lo):.2f}" if row.interval else ""
-    return "-" if row.accuracy is None else f"{100 * row.accuracy:.2f}{half}"
+def _percent(accuracy: float | None, interval: Interval | None) -> str:
+    half = f" +- {50 * (interval.hi - interval.lo):.2f}" if interval else ""
+    return "-" if accuracy is None else f"{100 * accuracy:.2f}{half}"
 
 
 def _notes(sheet: Sheet, hidden: int) -> list[str]:
@@ -81,7 +85,7 @@ def _notes(sheet: Sheet, hidden: int) -> list[str]:
     if best := sheet.best:
         base = " Points: to the recipe itself." * (sheet.base is not None)
         front = " *: on the front: no finished trial costs no more and is better, or costs less and is as good."
-        notes.append(f"{_read(sheet)}{base} ms: of one image on one thread.{front}")
+        notes.append(f"{_read(sheet)}{_read_in_full(sheet)}{base} ms: of one image on one thread.{front}")
         if final := sheet.final:
             (lo, hi), n = final.scorecard.interval, final.scorecard.n
             told = f"{final.scorecard.accuracy:.2%} of {n:,} {final.split} images (95 %: {lo:.2%} to {hi:.2%})"
@@ -92,6 +96,11 @@ def _notes(sheet: Sheet, hidden: int) -> list[str]:
 def _read(sheet: Sheet) -> str:
     read = f"of {sheet.held_out:,} images held out, after {sheet.epochs} epochs"
     return f"Accuracy: {read}, +- half of its 95 % interval; these choose, and so they flatter the best."
+
+
+def _read_in_full(sheet: Sheet) -> str:
+    many = sum(row.full is not None for row in sheet.done)
+    return f" In full: {many} of them after {sheet.full_epochs} epochs, on the same images." * (many > 0)
 
 
 def table(sheet: Sheet, narrow: bool = False) -> Any:
@@ -183,7 +192,9 @@ def _panel(axes: Axes, sheet: Sheet, cost: str, pruned: Sequence[Row]) -> None:
     axes.xaxis.set_major_formatter("{x:g}" if cost == "ms" else EngFormatter(sep=""))
     for row, color, marker, size in (sheet.best, VERMILLION, "*", 11), (sheet.base, GREEN, "D", 6):
         if row:
-            label = f"{'best: ' * (marker == '*')}{_called(row)}, {_accuracy(row).replace('+-', '±')} %"
+            told = f"{_percent(row.accuracy, row.interval).replace('+-', '±')} %"
+            told += f" (in full {100 * row.full:.2f} %)" if row.full is not None else ""
+            label = f"{'best: ' * (marker == '*')}{_called(row)}, {told}"
             axes.plot(*at(row), marker, color=color, ms=size, mec=PAPER, zorder=4, label=label)
             ends = [_error(sheet, share) for share in row.interval or ()]
             axes.plot(at(row)[0] * len(ends), ends, color=color, lw=1.2, zorder=3)

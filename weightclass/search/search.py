@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from weightclass import config, recipe, run
-from weightclass.config import joined
+from weightclass import config, recipe, results, run
+from weightclass.config import joined, key_of
 from weightclass.data import sources
 from weightclass.errors import UserError
 from weightclass.evaluation.metrics import wilson
@@ -27,13 +27,15 @@ from weightclass.search.sheet import Row, Sheet
 from weightclass.search.trials import Search
 from weightclass.session import located
 from weightclass.stopping import EXIT_CODES, Stopper
+from weightclass.study import grid
+from weightclass.study.plan import Cell, Short
+from weightclass.study.plan import Row as Line
 from weightclass.workers import helping
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.trial import FrozenTrial
 
-HELD_OUT = 0.1
-"""Share of the training images that trials are judged on where the recipe holds none out."""
 SHORTER = 10
 """How many times shorter than the recipe's a trial's training is where nobody says."""
 POLL = 5.0
@@ -47,6 +49,7 @@ def search(
     *settings: str,
     count: int = 20,
     epochs: int = 0,
+    finalists: int = 3,
     over: Sequence[str] = tuple(space.GROUPS),
     latency_ms: float = 0.0,
     seed: int = 0,
@@ -60,19 +63,21 @@ def search(
 ) -> tuple[Sheet, Path, str | None]:
     """Search for the best variant of recipe `name` with `settings` (its budget among them) in `count` short trials.
 
-    The same call goes on where an earlier one stopped, in as many processes as one likes. At the end the best is
-    trained in full (`final`), and the test set read once. Returns the sheet, its folder, and why it stopped before all
-    was done, if so. Raises UserError.
+    The same call goes on where an earlier one stopped, in as many processes as one likes. The best `finalists` and the
+    recipe itself are then trained in full, on the same images, and those held out choose among them; at the end
+    (`final`) that one is trained on all images, and the test set read once. Returns the sheet, its folder, and why it
+    stopped before all was done, if so. Raises UserError.
     """
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    plan = planned(name, settings, count, epochs, over, latency_ms, seed, Path(out), storage)
+    plan = planned(name, settings, count, epochs, finalists, over, latency_ms, seed, Path(out), storage)
     study = trials.opened(plan)
     with helping(work, (plan, True), jobs, ray, deadline, plan.out) as stopper:
         stopped = work(plan, quiet, stopper)
     said = {"--epochs": epochs, "--over": ",".join(over) if tuple(over) != tuple(space.GROUPS) else ""}
     said |= {"--latency-ms": latency_ms, "--seed": seed, "--storage": _hidden(storage)}
+    said = {"--trials": count, "--finalists": str(finalists)} | said
     flags = [str(word) for flag, value in said.items() if value for word in (flag, value)]
-    command = shlex.join(["weightclass", "search", name, *settings, "--trials", str(count), *flags])
+    command = shlex.join(["weightclass", "search", name, *settings, *flags])
     told = gather(trials.counted(study), plan, command)
     if told.best:
         found = plan.folder / f"{safe_name(plan.base.name)}-found.toml"
@@ -92,6 +97,7 @@ def planned(
     settings: Sequence[str],
     count: int,
     epochs: int,
+    finalists: int,
     over: Sequence[str],
     latency_ms: float,
     seed: int,
@@ -101,24 +107,23 @@ def planned(
     """What to do, the same in every process that is given the same words. Reads the images once. Raises UserError."""
     if strange := [group for group in over if group not in space.GROUPS]:
         raise UserError(f"--over {strange[0]}{config.near_miss(strange[0], space.GROUPS)}")
-    whole = recipe.load(name, *settings).recipe
-    splits = sources.load(whole.data)
-    cut = [f"train.epochs={epochs or max(1, whole.train.length // SHORTER)}"]
-    if splits.validation is None:
-        cut.append(f"data.validation={HELD_OUT}")
+    full = recipe.load(name, *settings).recipe
+    cut = Short(epochs or max(1, full.train.length // SHORTER)).settings(full)
+    if sources.load(full.data).validation is not None:
+        cut = [text for text in cut if key_of(text) != "data.validation"]
     base = recipe.load(name, *joined(settings, cut))
     digest = sources.load(base.recipe.data).digest()
     told = [recipe.fingerprint(base.recipe, digest), *over, str(seed), str(latency_ms)]
     identity = config.fingerprint(base.recipe.budget, *told)
     title = f"{safe_name(base.name)}-{identity[:8]}"
-    return Search(title, base, digest, tuple(over), count, seed, out, storage, latency_ms)
+    held_out = [text for text in cut if key_of(text) == "data.validation"]
+    whole = recipe.load(name, *joined(settings, held_out))
+    return Search(title, base, whole, digest, tuple(over), count, finalists, seed, out, storage, latency_ms)
 
 
 def work(plan: Search, quiet: bool, stopper: Stopper) -> str | None:
-    """Train trials until there are enough; returns why it stopped early, or None when nothing is left to this machine.
-
-    Run by every process of a search.
-    """
+    """Train trials until there are enough, then the finalists; returns why it stopped early, or None when nothing is
+    left to this machine. Run by every process of a search."""
     study, waiting = trials.opened(plan), False
     while not (reason := stopper.reason()):
         if taken := trials.take(study, plan):
@@ -134,8 +139,20 @@ def work(plan: Search, quiet: bool, stopper: Stopper) -> str | None:
             waiting = True
             time.sleep(POLL)
         else:
-            return None
+            return grid.work(_finalists(study, plan), plan.out, quiet, stopper)
     return reason
+
+
+def _finalists(study: Study, plan: Search) -> dict[Path, Cell]:
+    """The runs in full of the best trials and of the recipe itself, by their folders; none while trials are open."""
+    cells = {}
+    for trial in [] if trials.open_trials(study) else trials.finalists(study, plan):
+        named = plan.in_full(trial.user_attrs["settings"])
+        weights = recipe.weigh(named.recipe, plan.found)
+        cells[plan.run(named)] = Cell(
+            Line(f"trial {trial.number} in full"), named.recipe.train.seed, named, weights, weights
+        )
+    return cells
 
 
 def finish(found: Path, out: Path, stopper: Stopper, quiet: bool) -> run.Outcome:
@@ -166,6 +183,7 @@ def gather(found: Sequence[FrozenTrial], plan: Search, command: str) -> Sheet:
         over=plan.over,
         wanted=plan.trials,
         epochs=base.train.length,
+        full_epochs=plan.whole.recipe.train.length,
         seed=plan.seed,
         held_out=len(held_out),
         rows=tuple(_timed(rows, plan)),
@@ -177,6 +195,7 @@ def _row(trial: FrozenTrial, plan: Search, held_out: int) -> Row:
     named = plan.named(facts["settings"])
     told = trial.intermediate_values
     last = max(told, default=0)
+    full = results.read(plan.run(plan.in_full(facts["settings"]))) if state == "done" and plan.finalists else None
     accuracy = trial.value if state == "done" else told.get(last)
     assert state != "done" or accuracy is not None
     return Row(
@@ -189,6 +208,8 @@ def _row(trial: FrozenTrial, plan: Search, held_out: int) -> Row:
         epochs=last,
         accuracy=accuracy,
         interval=wilson(round(accuracy * held_out), held_out) if accuracy is not None and state == "done" else None,
+        full=full and full.scorecard.accuracy,
+        full_interval=full and full.scorecard.interval,
         why=facts.get("why", ""),
         folder=plan.run(named).name,
     )
@@ -218,12 +239,14 @@ def found_recipe(told: Sheet, name: str, settings: Sequence[str]) -> str:
     best = told.best
     assert best
     assert best.accuracy is not None
-    named = recipe.load(name, *joined(settings, best.settings))
+    named = recipe.load(name, *trials.laid(settings, best.settings))
+    read = f"{best.accuracy:.2%} of {told.held_out:,} images held out, after {told.epochs} epochs"
+    read += f", {best.full:.2%} after {told.full_epochs}" if best.full is not None else ""
     lines = [
         f"{named.name}-found: the best of {len(told.done)} finished trials of a search.",
         "",
         f"found by   {told.command}",
-        f"trial {best.number}    {best.accuracy:.2%} of {told.held_out:,} images held out, after {told.epochs} epochs",
+        f"trial {best.number}    {read}",
         f"weighs     {best.params:,} parameters, {best.macs / 1e6:,.1f} M MACs",
     ]
     return "\n".join(f"# {line}".rstrip() for line in lines) + "\n\n" + config.to_toml(located(named.recipe))

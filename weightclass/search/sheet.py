@@ -35,6 +35,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """On the images held out, after so many epochs."""
     interval: Interval | None = None
     """95 %, of a finished trial's accuracy."""
+    full: float | None = None
+    """A finalist's accuracy on the same images after a training in full."""
+    full_interval: Interval | None = None
     why: str = ""
     """Why it failed."""
     folder: str = ""
@@ -53,7 +56,9 @@ class Sheet(msgspec.Struct, frozen=True, kw_only=True):
     wanted: int
     """Trials."""
     epochs: int
-    """Of a trial in full."""
+    """Of a trial."""
+    full_epochs: int = 0
+    """Of a finalist's training."""
     seed: int
     held_out: int
     """Images that the accuracies were read on."""
@@ -64,9 +69,9 @@ class Sheet(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def done(self) -> list[Row]:
-        """Trials that were trained to their end, the best first; of equal ones the cheaper."""
+        """Trials that were trained to their end, the best first: finalists before others; of equal ones the cheaper."""
         rows = [row for row in self.rows if row.state == "done"]
-        return sorted(rows, key=lambda row: (-(row.accuracy or 0), row.macs, row.number))
+        return sorted(rows, key=lambda row: (-(row.full or 0), -(row.accuracy or 0), row.macs, row.number))
 
     @property
     def best(self) -> Row | None:
@@ -81,7 +86,7 @@ class Sheet(msgspec.Struct, frozen=True, kw_only=True):
     def front(self, cost: str) -> list[Row]:
         """Finished trials that no other beats in accuracy and `cost` (of COSTS), the cheapest first."""
         known = [row for row in self.done if getattr(row, cost) is not None]
-        known.sort(key=lambda row: getattr(row, cost))  # of equal cost the best stays first
+        known.sort(key=lambda row: (getattr(row, cost), -(row.accuracy or 0)))
         best, front = (-1.0, 0), []
         for point, row in (((row.accuracy or 0.0, getattr(row, cost)), row) for row in known):
             if point[0] > best[0] or point == best:

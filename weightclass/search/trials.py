@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightclass import recipe, run, seeding
-from weightclass.config import joined
+from weightclass.config import joined, key_of
 from weightclass.data import sources
 from weightclass.data.sources import Found
 from weightclass.errors import UserError
@@ -48,11 +49,14 @@ class Search:
     """Of the study in the storage, and of its folder."""
     base: Named
     """The recipe of a trial before anything is chosen: short, with its budget, images held out."""
+    whole: Named
+    """The same in full."""
     digest: str
     """Of its images."""
     over: tuple[str, ...]
     """Names of space.GROUPS."""
     trials: int
+    finalists: int
     seed: int
     out: Path
     storage: str = ""
@@ -76,11 +80,21 @@ class Search:
 
     def named(self, settings: list[str]) -> Named:
         """The run of a trial."""
-        return recipe.load(self.base.source, *joined(self.base.overrides, settings))
+        return recipe.load(self.base.source, *laid(self.base.overrides, settings))
+
+    def in_full(self, settings: list[str]) -> Named:
+        """The run of a finalist."""
+        return recipe.load(self.whole.source, *laid(self.whole.overrides, settings))
 
     def run(self, named: Named) -> Path:
         """Where it lies."""
         return run.folder_of(named, recipe.fingerprint(named.recipe, self.digest), self.out)
+
+
+def laid(overrides: Iterable[str], settings: Sequence[str]) -> list[str]:
+    """A trial's `settings` upon a recipe's `overrides`, which lose all of a table that is of another kind now."""
+    changed = {key_of(text).removesuffix(".name") for text in settings if key_of(text).endswith(".name")}
+    return joined([text for text in overrides if key_of(text).partition(".")[0] not in changed], settings)
 
 
 @cache
@@ -173,6 +187,14 @@ def counted(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 def open_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """Those of them that have not come to an end."""
     return [trial for trial in counted(study) if not trial.state.is_finished()]
+
+
+def finalists(study: optuna.Study, search: Search) -> list[optuna.trial.FrozenTrial]:
+    """The best of the finished trials, of equal ones the cheaper, and the recipe itself."""
+    done = [trial for trial in counted(study) if trial.state.name == "COMPLETE"]
+    done.sort(key=lambda trial: (-(trial.value or 0), trial.user_attrs["macs"], trial.number))
+    best = done[: search.finalists]
+    return best + [trial for trial in done[len(best) :] if trial.number == 0 and best]
 
 
 def take(study: optuna.Study, search: Search) -> tuple[optuna.Trial, Named] | None:

@@ -92,8 +92,8 @@ class Short:
         return [str(word) for flag, value in said.items() if value for word in (flag, value)]
 
     def settings(self, full: Recipe) -> list[str]:
-        """What to change in a recipe. What counts epochs shrinks with them, and a tenth of the images is held out: a
-        pilot is development and leaves the test set alone."""
+        """What to change in a recipe. What counts epochs or steps shrinks with them, and a tenth of the images is held
+        out: a pilot is development and leaves the test set alone."""
         if not self.parts():
             return []
         changed: dict[str, Any] = {"data.validation": full.data.validation or 0.1}
@@ -102,6 +102,7 @@ class Short:
         if self.epochs:
             share = self.epochs / full.train.length
             changed |= {"train.epochs": self.epochs, "schedule.warmup": round(full.schedule.warmup * share, 3)}
+            changed["train.ema"] = round(full.train.ema ** (1 / share), 6)  # of the same share of the training
             if isinstance(full.schedule, Step):
                 changed["schedule.step_size"] = max(1, round(full.schedule.step_size * share))
         if self.subset:
