@@ -9,6 +9,7 @@ wc.samples("paper-97", path="samples.png")
 answers = wc.load(outcome.folder).predict(["cat.jpg", "dog.jpg"])
 card = wc.evaluate(outcome.folder)
 sheets, stopped = wc.run_studies(["table4"])
+sheet, folder, stopped = wc.run_search("folder", "data.path=flowers", "budget.params=1M", time_limit=3600)
 page = wc.write_report(outcome.folder)
 files = wc.export(outcome.folder, ["onnx", "onnx-int8"])
 """
@@ -19,8 +20,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "design", "evaluate", "export", "load", "run_studies", "samples", "train", "weigh"]
-__all__ += ["write_report"]
+__all__ = ["UserError", "design", "evaluate", "export", "load", "run_search", "run_studies", "samples", "train"]
+__all__ += ["weigh", "write_report"]
 
 if TYPE_CHECKING:
     from weightclass.edge.export import export
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
     from weightclass.modelfile import load
     from weightclass.report import write_report
     from weightclass.run import samples, train, weigh
+    from weightclass.search.search import run_search
     from weightclass.study.grid import run_studies
 
 _HOME = {"UserError": "errors", "load": "modelfile", "evaluate": "judge", "write_report": "report"}
-_HOME |= {"run_studies": "study.grid", "export": "edge.export", "design": "model.design"}
+_HOME |= {"run_studies": "study.grid", "run_search": "search.search", "export": "edge.export", "design": "model.design"}
 _HOME |= dict.fromkeys(("train", "weigh", "samples"), "run")
 
 

@@ -400,7 +400,7 @@ def search(
     from weightclass.config import joined, parse_duration
     from weightclass.runlog import console
     from weightclass.search import front
-    from weightclass.search.search import search as look
+    from weightclass.search.search import run_search
     from weightclass.stopping import EXIT_CODES
 
     name, settings = _sorted(words)
@@ -418,7 +418,7 @@ def search(
         "out": out,
     }
     how |= {"time_limit": limit, "quiet": quiet}
-    sheet, folder, stopped = look(name, *settings, **how)
+    sheet, folder, stopped = run_search(name, *settings, **how)
     out_ = console()
     out_.print(front.table(sheet, narrow=out_.width < 112), f"\n{folder}\n")
     if sheet.final:
@@ -553,11 +553,11 @@ def webpage(model: str, out: str, runtime: str | None, port: int, serve: bool) -
     return 0
 
 
-@cli.command(short_help="Make one HTML page of a run, a study or all studies.")
-@click.argument("place", metavar="RUN|STUDY")
+@cli.command(short_help="Make one HTML page of a run, a search, a study or all studies.")
+@click.argument("place", metavar="RUN|SEARCH|STUDY")
 @click.option("--save", type=Place(".html"), metavar="FILE", help="the page  [default: report.html in it]")
 def report(place: str, save: str | None) -> int:
-    """Make one HTML page of a run's folder, a study's, or one with several studies (runs/studies: the whole paper).
+    """Make one HTML page of a run's folder, a study's, a search's, or one with several studies (runs/studies).
 
     The page needs nothing else: it opens offline, prints, and fits a phone.
     """

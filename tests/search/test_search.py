@@ -22,7 +22,7 @@ from weightclass.data import sources
 from weightclass.errors import UserError
 from weightclass.search import search as module
 from weightclass.search import sheet, trials
-from weightclass.search.search import planned, search
+from weightclass.search.search import planned, run_search
 from weightclass.search.trials import Search
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Trainings:
 
 
 def test_it_ends_with_a_recipe_and_its_full_training(tmp_path: Path, training: Trainings) -> None:
-    told, folder, stopped = search(*WORDS, count=4, epochs=2, over=["model", "optimizer"], out=tmp_path, quiet=True)
+    told, folder, stopped = run_search(*WORDS, count=4, epochs=2, over=["model", "optimizer"], out=tmp_path, quiet=True)
     assert stopped is None
     assert [row.number for row in told.rows] == [0, 1, 2, 3]
     best = told.best
@@ -87,7 +87,7 @@ def test_it_ends_with_a_recipe_and_its_full_training(tmp_path: Path, training: T
 
 def test_the_best_are_trained_in_full_and_the_held_out_images_choose(tmp_path: Path, training: Trainings) -> None:
     how: dict[str, Any] = {"count": 5, "epochs": 2, "over": ["model"], "out": tmp_path, "quiet": True}
-    told, folder, _ = search(*WORDS, finalists=2, **how)
+    told, folder, _ = run_search(*WORDS, finalists=2, **how)
     by_trial = sorted(told.rows, key=lambda row: (-(row.accuracy or 0) * (row.state == "done"), row.macs))
     assert {row.number for row in told.rows if row.full is not None} == {row.number for row in by_trial[:2]} | {0}
     assert told.full_epochs == 6 > told.epochs
@@ -97,18 +97,18 @@ def test_the_best_are_trained_in_full_and_the_held_out_images_choose(tmp_path: P
     assert f"{told.best.full:.2%} after 6" in text
     assert " --trials 5 --finalists 2 --epochs 2 " in told.command
     trained = list(training.trained)
-    assert search(*WORDS, finalists=2, **how)[0] == told
+    assert run_search(*WORDS, finalists=2, **how)[0] == told
     assert training.trained == trained
-    none, _, _ = search(*WORDS, finalists=0, **how)
+    none, _, _ = run_search(*WORDS, finalists=0, **how)
     assert {row.full for row in none.rows} == {None}
 
 
 def test_a_finalist_that_fails_is_left_and_the_others_decide(tmp_path: Path, training: Trainings) -> None:
     how: dict[str, Any] = {"count": 4, "epochs": 2, "over": ["model"], "out": tmp_path, "quiet": True}
-    first, _, _ = search(*WORDS, finalists=0, final=False, **how)
+    first, _, _ = run_search(*WORDS, finalists=0, final=False, **how)
     poor = next(row for row in first.done if row.number)
     training.hopeless.update(poor.settings)  # type: ignore[attr-defined]
-    told, _, stopped = search(*WORDS, finalists=2, **how)
+    told, _, stopped = run_search(*WORDS, finalists=2, **how)
     assert stopped is None
     assert told.rows[poor.number].full is None
     assert told.best
@@ -125,11 +125,11 @@ def test_a_trial_of_another_kind_of_optimizer_loses_the_settings_of_the_first() 
 
 def test_the_same_call_again_trains_nothing_and_more_trials_go_on(tmp_path: Path, training: Trainings) -> None:
     how: dict[str, Any] = {"epochs": 2, "over": ["model"], "out": tmp_path, "quiet": True, "final": False}
-    told, folder, _ = search(*WORDS, count=2, **how)
+    told, folder, _ = run_search(*WORDS, count=2, **how)
     before = list(training.trained)
-    again, _, _ = search(*WORDS, count=2, **how)
+    again, _, _ = run_search(*WORDS, count=2, **how)
     assert (again, training.trained) == (told, before)
-    more, place, _ = search(*WORDS, count=4, **how)
+    more, place, _ = run_search(*WORDS, count=4, **how)
     assert place == folder
     assert more.rows[:2] == told.rows or [row.number for row in more.rows] == [0, 1, 2, 3]
     assert Counter(training.trained).most_common(1)[0][1] == 1
@@ -141,7 +141,7 @@ def test_no_final_training_while_another_machine_still_has_a_trial(tmp_path: Pat
     study = trials.opened(work)
     trial, _ = trials.take(study, work) or pytest.fail("none")
     trial.set_user_attr("home", "elsewhere")
-    told, _, stopped = search(*WORDS, count=2, epochs=2, over=["model"], out=tmp_path, quiet=True)
+    told, _, stopped = run_search(*WORDS, count=2, epochs=2, over=["model"], out=tmp_path, quiet=True)
     assert stopped is None
     assert [row.state for row in told.rows] == ["open", "done"]
     assert not training.finals  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
 """Optuna's names of a trial's ends, and ours."""
 
 
-def search(
+def run_search(
     name: str,
     *settings: str,
     count: int = 20,
