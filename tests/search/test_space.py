@@ -9,7 +9,9 @@ import pytest
 from weightclass import recipe
 from weightclass.config import key_of
 from weightclass.data.sources import Found
+from weightclass.model import design
 from weightclass.model.budget import Budget
+from weightclass.model.resnet import ResNetConfig
 from weightclass.model.shapes import counts
 from weightclass.recipe import Recipe
 from weightclass.search import space
@@ -46,6 +48,23 @@ def test_every_proposal_is_a_recipe_under_the_budget(shape: tuple[int, int, int]
         shares.append(max(weights.params / 200_000, weights.macs / 20_000_000))
         recipe.pipeline.check(proposed.augment, shape)
     assert min(shares) > 0.95, "a limit is to be filled"
+
+
+def test_what_leaves_a_second_limit_unused_becomes_a_network_that_does_not() -> None:
+    shape, limits = (3, 32, 32), Budget(params="701467", macs="38.55M")
+    best = max(design.candidates(limits, shape, 10), key=lambda each: each.score)
+    poor = ResNetConfig(
+        blocks=(3, 1, 1), channels=(20, 50, 90), pool="avg(2)"
+    )  # fills the MACs with 304,490 parameters
+    better = space._better(poor, limits, found(shape, 10))
+    assert (better.blocks, better.pool) == (best.config.blocks, "avg(2)")
+    weighed = counts(better, shape, 10)
+    assert weighed < (701_467, 38_550_000)
+    assert design.score(better, weighed) > best.score - 0.1
+    for good in (best.config, ResNetConfig(blocks=(2, 2, 2, 2), channels=(16, 32, 64, 128))):
+        assert space._better(good, limits, found(shape, 10)) == good
+    for loose in (Budget(params="20M"), Budget()):
+        assert space._better(poor, loose, found(shape, 10)) == poor
 
 
 def test_only_what_it_may_choose_is_chosen() -> None:

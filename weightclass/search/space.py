@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -16,8 +17,10 @@ from weightclass.augment.operations import COLOURED
 from weightclass.augment.pipeline import parse
 from weightclass.config import to_setting
 from weightclass.data.sources import Found
+from weightclass.model.budget import SUMMED, Budget
+from weightclass.model.design import PLAIN, Design, candidates, score
 from weightclass.model.resnet import ResNetConfig
-from weightclass.model.shapes import fill
+from weightclass.model.shapes import counts, fill
 from weightclass.recipe import Recipe
 from weightclass.training.optim import AdamW
 from weightclass.training.schedule import OneCycle
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 MOST_BLOCKS = 4
 SMALLEST_MAP = 4
 """Pixels a side of the last layer's map: images of 32 are halved three times at most."""
+WASTE = 1.0
+"""By how much a network's score may fall short of another's: by half of the MACs x parameters."""
 POLICIES = ("none", "trivialaugment", "randaugment(2, 5)", "autoaugment")
 MIXES = ("none", "mixup(0.2)", "cutmix(1, 0.5)")
 Group = Callable[["Trial", Recipe, Found], "list[str] | None"]
@@ -71,8 +76,27 @@ def model(trial: Trial, recipe: Recipe, found: Found) -> list[str] | None:
     full = fill(shape, recipe.budget, found.image_shape, found.classes)
     if full is None:
         return None
+    full = _better(full, recipe.budget, found)
     before = config.to_tree(own) | ({} if own is recipe.model else {"name": ""})
     return [to_setting(f"model.{key}", value) for key, value in config.to_tree(full).items() if value != before[key]]
+
+
+def _better(network: ResNetConfig, limits: Budget, found: Found) -> ResNetConfig:
+    """`network`, or what the rule of thumb knows to be far better, of the same kind and no more MACs: one that fills a
+    second limit, too, say. Short trainings flatter small networks, and would not know."""
+    weighed = counts(network, found.image_shape, found.classes)
+    kind = structs.replace(network, blocks=PLAIN.blocks, channels=PLAIN.channels, pool=PLAIN.pool)
+    rivals = _rivals(limits, found.image_shape, found.classes, kind)  # type: ignore[arg-type]
+    best = max((each for each in rivals if each.counts.macs <= weighed.macs), key=lambda each: each.score, default=None)
+    if best is None or score(network, weighed) >= best.score - WASTE:
+        return network
+    better = structs.replace(network, blocks=best.config.blocks, channels=best.config.channels)
+    return fill(better, limits, found.image_shape, found.classes) or network  # its pool may weigh more
+
+
+@cache
+def _rivals(limits: Budget, image_shape: tuple[int, int, int], classes: int, kind: ResNetConfig) -> list[Design]:
+    return candidates(limits, image_shape, classes, kind) if any(map(limits.limit, SUMMED)) else []
 
 
 def optimizer(trial: Trial, recipe: Recipe, found: Found) -> list[str]:
