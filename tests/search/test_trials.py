@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ def go(search: Search, most: int = 1000) -> list[str]:
 
 def told_of(search: Search) -> list[tuple[Any, ...]]:
     return [(t.number, t.state, t.value, t.user_attrs.get("settings")) for t in counted(opened(search))]
+
+
+def test_a_run_that_was_there_already_tells_its_accuracy(tmp_path: Path, training: Trainings) -> None:
+    first, second = plan(tmp_path, 1), replace(plan(tmp_path, 1), name="tiny-5678")
+    go(first)
+    go(second)
+    assert len(training.trained) == 1
+    [trial] = counted(opened(second))
+    assert trial.intermediate_values == {4: trial.value}
 
 
 def test_a_broken_off_search_ends_as_an_unbroken_one(tmp_path: Path, training: Trainings) -> None:

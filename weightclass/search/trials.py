@@ -276,10 +276,13 @@ def train(study: optuna.Study, trial: optuna.Trial, named: Named, search: Search
     early, saved. Raises Unwritable and OSError, which are nobody's failure."""
     from optuna.trial import TrialState
 
-    def watch(record: dict[str, Any]) -> str | None:
+    def report(accuracy: float, epoch: int) -> None:
         with warnings.catch_warnings():  # an epoch that a kill had taken back is reported again
             warnings.simplefilter("ignore")
-            trial.report(record["validation_accuracy"], record["epoch"])
+            trial.report(accuracy, epoch)
+
+    def watch(record: dict[str, Any]) -> str | None:
+        report(record["validation_accuracy"], record["epoch"])
         if trial.number == 0 or record["epoch"] == epochs or not trial.should_prune():
             return None
         trial.set_user_attr(PRUNED, True)  # asked once more, after a kill, the pruner might say something else
@@ -301,6 +304,7 @@ def train(study: optuna.Study, trial: optuna.Trial, named: Named, search: Search
             state = TrialState.PRUNED
         elif outcome and outcome.result:
             state, value = TrialState.COMPLETE, outcome.result.scorecard.accuracy
+            report(value, epochs)  # where another search had trained it, nobody watched
         else:
             return told
     study.tell(trial, value, state, skip_if_finished=True)
