@@ -47,6 +47,14 @@ def console() -> Any:
     return Piped(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=False)
 
 
+def say(text: str) -> None:
+    """A line on standard output at once. A closed pipe, a full disk under the log: no reason to end anything."""
+    with contextlib.suppress(OSError):
+        out = console()
+        out.print(text, markup=False)
+        out.file.flush()
+
+
 def human_seconds(seconds: float) -> str:
     """`42 s`, `3 min 20 s`, `1 h 05 min`."""
     seconds = round(seconds)

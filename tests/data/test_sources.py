@@ -207,6 +207,17 @@ def test_what_a_folder_brings_cannot_be_asked_for(tmp_path: Path, splits: tuple,
         folder(pictures(tmp_path / "p", *splits), **keys)
 
 
+def test_whether_it_brings_validation_images(tmp_path: Path):
+    brings = {
+        names: sources.brings_validation(
+            Data(name="folder", path=str(pictures(tmp_path / "-".join(("p", *names)), *names)))
+        )
+        for names in ((), ("train", "test"), ("train", "val"))
+    }
+    assert list(brings.values()) == [False, False, True]
+    assert not sources.brings_validation(Data(name="digits"))
+
+
 def test_broken_files_are_named_and_the_pixels_are_not_copied(tmp_path: Path):
     root = pictures(tmp_path / "p")
     (root / "b" / "3.png").write_bytes(b"")

@@ -14,16 +14,19 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from tests.reference import sheets
 from tests.reference.trainings import Trainings
-from weightclass import recipe, results, run
+from weightclass import config, recipe, results, run
 from weightclass.data import sources
 from weightclass.errors import UserError
+from weightclass.files import Busy
 from weightclass.search import search as module
 from weightclass.search import sheet, trials
 from weightclass.search.search import planned, run_search
 from weightclass.search.trials import Search
+from weightclass.stopping import Stopper
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("quickstart", "train.epochs=6", "data.subset=200", "budget.params=100k")
@@ -49,7 +52,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Trainings:
             return instead(named, out, stopper, quiet, watch)
         if not named.recipe.data.validation:
             finals.append(named)
-            return run.Outcome(out / "final", None)
+            return run.Outcome(out / "final", sheets.result(0.75))
         folder = run.folder_of(named, recipe.fingerprint(named.recipe, instead.digest), out)
         instead.trained.append(folder.name)
         if hopeless and hopeless <= set(named.overrides):
@@ -79,6 +82,8 @@ def test_it_ends_with_a_recipe_and_its_full_training(tmp_path: Path, training: T
     assert recipe.weigh(found.recipe).params == best.params < 100_000
     [final] = training.finals  # type: ignore[attr-defined]
     assert final == found
+    assert told.final
+    assert told.final_folder == "final"
     assert told.command == (
         "weightclass search quickstart train.epochs=6 data.subset=200 budget.params=100k --trials 4 --finalists 3 "
         "--epochs 2 --over model,optimizer"
@@ -131,20 +136,91 @@ def test_the_same_call_again_trains_nothing_and_more_trials_go_on(tmp_path: Path
     assert (again, training.trained) == (told, before)
     more, place, _ = run_search(*WORDS, count=4, **how)
     assert place == folder
-    assert more.rows[:2] == told.rows or [row.number for row in more.rows] == [0, 1, 2, 3]
+    assert [replace(row, ms=None) for row in more.rows[:2]] == [replace(row, ms=None) for row in told.rows]
+    assert [row.number for row in more.rows] == [0, 1, 2, 3]
     assert Counter(training.trained).most_common(1)[0][1] == 1
     assert not training.finals  # type: ignore[attr-defined]
 
 
-def test_no_final_training_while_another_machine_still_has_a_trial(tmp_path: Path, training: Trainings) -> None:
+def test_no_final_training_while_another_machine_still_has_a_trial(
+    tmp_path: Path, training: Trainings, capsys: pytest.CaptureFixture[str]
+) -> None:
     work = plan(tmp_path, count=2)
     study = trials.opened(work)
-    trial, _ = trials.take(study, work) or pytest.fail("none")
+    trial, _ = trials.take(study, work, Stopper()) or pytest.fail("none")
     trial.set_user_attr("home", "elsewhere")
     told, _, stopped = run_search(*WORDS, count=2, epochs=2, over=["model"], out=tmp_path, quiet=True)
     assert stopped is None
     assert [row.state for row in told.rows] == ["open", "done"]
     assert not training.finals  # type: ignore[attr-defined]
+    assert "waits for trial 0 on another machine" in capsys.readouterr().out
+
+
+def test_no_final_training_while_a_trial_has_no_settings_yet(
+    tmp_path: Path, training: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 came before it was known whose it is: it is waited for, adopted, and only then the finalists begin."""
+    study = trials.opened(plan(tmp_path, count=2))
+    study.ask()
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        monkeypatch.setattr(trials, "FRESH", -1.0)
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    told, _, _ = run_search(*WORDS, count=2, epochs=2, over=["model"], out=tmp_path, quiet=True)
+    assert waits
+    assert [row.state for row in told.rows] == ["done", "done"]
+    assert {row.full is None for row in told.rows} == {False}
+    assert len(training.finals) == 1  # type: ignore[attr-defined]
+
+
+def test_no_final_training_before_every_finalist_is_at_its_end(
+    tmp_path: Path, training: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last trial ended on another machine just after this one had asked."""
+    monkeypatch.setattr(module.grid, "work", lambda *_: None)
+    told, _, _ = run_search(*WORDS, count=2, epochs=2, over=["model"], out=tmp_path, quiet=True)
+    assert told.best
+    assert not training.finals  # type: ignore[attr-defined]
+
+
+def test_the_table_is_there_before_the_final_training_and_a_foreign_one_is_no_obstacle(
+    tmp_path: Path, training: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {"count": 2, "epochs": 2, "over": ["model"], "out": tmp_path, "quiet": True}
+
+    def fails(*_: Any) -> None:
+        raise UserError("the loss is not finite")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "finish", fails)
+        with pytest.raises(UserError, match="not finite"):
+            run_search(*WORDS, **how)
+    [path] = tmp_path.glob("searches/*/search.json")
+    assert sheet.read(path.parent).best
+    path.write_text('{"name": "of another version"}', encoding="utf-8")
+    assert run_search(*WORDS, **how)[0].final
+
+
+def test_a_time_limit_holds_while_another_process_trains_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: Any) -> None:
+        raise Busy("another process")
+
+    found = tmp_path / "found.toml"
+    found.write_text(config.to_toml(recipe.load(*WORDS).recipe), encoding="utf-8")
+    monkeypatch.setattr(run, "carry_out", busy)
+    assert module.finish(found, tmp_path, Stopper(time.monotonic()), True).stopped == "time limit"
+
+
+def test_the_final_training_takes_the_images_held_out_too(tmp_path: Path, training: Trainings) -> None:
+    how: dict[str, Any] = {"count": 2, "epochs": 2, "over": ["model"], "out": tmp_path, "quiet": True}
+    run_search(*WORDS, "data.validation=0.1", **how)
+    [final] = training.finals  # type: ignore[attr-defined]
+    assert final.recipe.data.validation == 0
 
 
 def test_what_changes_a_trial_makes_another_search_and_nothing_else_does(tmp_path: Path) -> None:
@@ -166,6 +242,9 @@ def test_what_changes_a_trial_makes_another_search_and_nothing_else_does(tmp_pat
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--over modle: did you mean model\?$"):
         plan(tmp_path, over=("modle",))
+    with pytest.raises(UserError, match=r"^--over model,model: one stands there twice$"):
+        plan(tmp_path, over=("model", "model"))
+    assert not plan(tmp_path, "data.watch_test=true").base.recipe.data.watch_test
 
 
 @pytest.mark.parametrize(
@@ -174,6 +253,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         "postgresql://me:secret@host:5432/db": "postgresql://me:...@host:5432/db",
         "sqlite:///a.db": "sqlite:///a.db",
         "postgresql://host/db": "postgresql://host/db",
+        "postgresql://host/db?password=secret&user=me": "postgresql://host/db?password=...&user=me",
         "": "",
     }.items(),
 )

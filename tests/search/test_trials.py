@@ -26,7 +26,7 @@ FOUR = ("train.epochs=4", "data.validation=0.2", "budget.params=100k")
 def plan(tmp_path: Path, count: int = 4, *settings: str, **more: Any) -> Search:
     """Nothing is read: the images' hash is made up."""
     base = recipe.load("quickstart", *(settings or FOUR))
-    return Search("tiny-1234", base, base, "digest", ("model", "optimizer"), count, 3, 0, tmp_path, **more)
+    return Search("tiny-1234", base, base, "digest", 50, ("model", "optimizer"), count, 3, 0, tmp_path, **more)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Trainings:
 def go(search: Search, most: int = 1000) -> list[str]:
     """What one process does until nothing is left to it; at most so many trials."""
     study, told = opened(search), []
-    while len(told) < most and (taken := take(study, search)):
+    while len(told) < most and (taken := take(study, search, Stopper())):
         told.append(trials.train(study, *taken, search, Stopper(), True))
     return told
 
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_refused_before_training_and_does_not_count(tmp_pat
 def test_a_budget_that_nothing_fits_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "REFUSALS", 2)
     search = plan(tmp_path, 1, "train.epochs=2", "data.validation=0.2", "budget.params=30")
-    with pytest.raises(UserError, match="nearly none fits: raise --budget"):
+    with pytest.raises(UserError, match=r"of \d+ proposals none fits: raise --budget"):
         go(search)
 
 
@@ -110,21 +110,21 @@ def test_too_slow_a_network_is_refused(tmp_path: Path, training: Trainings, monk
 def test_a_trial_in_another_process_is_left_alone_until_that_dies(tmp_path: Path, training: Trainings) -> None:
     search = plan(tmp_path, 2)
     study = opened(search)
-    taken = take(study, search)
+    taken = take(study, search, Stopper())
     assert taken
     with run_lock(search.run(taken[1])):
         assert len(go(search)) == 1, "the other one"
         assert [t.number for t in open_trials(study)] == [0]
-        assert take(study, search) is None
+        assert take(study, search, Stopper()) is None
     assert go(search) == ["done"]
 
 
 def test_another_machines_trial_is_left_alone(tmp_path: Path, training: Trainings) -> None:
     search = plan(tmp_path, 1)
     study = opened(search)
-    trial, _ = take(study, search) or pytest.fail("none")
+    trial, _ = take(study, search, Stopper()) or pytest.fail("none")
     trial.set_user_attr("home", "elsewhere:/runs")
-    assert take(study, search) is None
+    assert take(study, search, Stopper()) is None
     assert open_trials(study)
 
 
@@ -164,7 +164,7 @@ def test_of_several_that_ask_at_once_only_as_many_as_are_wanted_go_on(tmp_path: 
             "counted",
             lambda study, real=counted: [t for t in real(study) if t.number != other.number or t.user_attrs],
         )
-        assert take(study, search) is None
+        assert take(study, search, Stopper()) is None
     assert study.trials[2].user_attrs["refused"] == "one too many"
     assert len(counted(study)) == 2
 
@@ -191,7 +191,7 @@ def test_a_decision_to_prune_outlives_the_process(tmp_path: Path, training: Trai
     search = plan(tmp_path, 2)
     go(search, most=1)
     study = opened(search)
-    trial, _ = take(study, search) or pytest.fail("none")
+    trial, _ = take(study, search, Stopper()) or pytest.fail("none")
     trial.report(0.1, 1)
     trial.set_user_attr(PRUNED, True)
     assert go(search) == [PRUNED]
@@ -209,6 +209,45 @@ def test_what_was_proposed_before_is_refused(
     assert [settings for *_, settings in told_of(search)] == [[], ["model.blocks=2,1,1"], ["model.blocks=1,2,1"]]
     assert opened(search).trials[2].user_attrs["refused"] == "proposed before"
     assert len(training.trained) == 3
+
+
+def test_where_there_is_nothing_left_to_propose_the_search_is_at_its_end(
+    tmp_path: Path, training: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials.space, "settings", lambda trial, *_: [f"model.blocks={trial.number % 2 + 1},1,1"])
+    search = plan(tmp_path, 5)
+    for _ in range(2):
+        go(search)
+        assert [settings for *_, settings in told_of(search)] == [[], ["model.blocks=2,1,1"], ["model.blocks=1,1,1"]]
+    asked = len(opened(search).trials)
+    assert take(opened(search), search, Stopper()) is None
+    assert len(opened(search).trials) == asked, "known by now"
+
+
+def test_a_time_limit_ends_the_asking(tmp_path: Path, training: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = plan(tmp_path, 2)
+    go(search, most=1)
+    stopper = Stopper()
+
+    def late(*_: Any) -> None:
+        stopper.asked = "SIGTERM"
+
+    monkeypatch.setattr(trials.space, "settings", late)
+    assert take(opened(search), search, stopper) is None
+    assert len(opened(search).trials) == 2
+
+
+def test_two_processes_upon_one_finished_run_are_one_answer(tmp_path: Path, training: Trainings) -> None:
+    """Both adopted a trial before either held its run."""
+    search = plan(tmp_path, 1)
+    study, again = opened(search), opened(search)
+    trial, named = take(study, search, Stopper()) or pytest.fail("none")
+    twin = optuna.Trial(again, trial._trial_id)
+    assert trials.train(study, trial, named, search, Stopper(), True) == "done"
+    assert trials.train(again, twin, named, search, Stopper(), True) == "done"
+    assert len(training.trained) == 1
+    trials._refuse(again, twin, "too late")
+    assert "refused" not in counted(opened(search))[0].user_attrs
 
 
 def test_equal_settings_are_trained_once(tmp_path: Path, training: Trainings) -> None:

@@ -78,6 +78,13 @@ def test_a_full_run_draws_test_curves_and_a_pilot_leaves_the_test_set_alone() ->
     assert (own.watch_test, own.validation) == (False, 100)
 
 
+def test_a_folder_that_brings_validation_images_is_judged_on_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.sources, "brings_validation", lambda _: True)
+    for short in (Short(), Short(epochs=4)):
+        data = cells(short=short)[0].named.recipe.data
+        assert (data.watch_test, data.validation) == (False, 0)
+
+
 def test_a_pilot_shrinks_with_its_epochs_what_counts_epochs() -> None:
     whole, half = (cell.named.recipe for cell in cells(short=Short(epochs=5))[:2])
     assert (whole.train.epochs, whole.schedule.step_size, whole.schedule.warmup) == (5, 1, 0.25)  # type: ignore[union-attr]

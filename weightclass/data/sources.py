@@ -106,6 +106,11 @@ def find(config: Data) -> Found:
     return Found((3, 32, 32), which.classes, lambda _: _split(config, *cifar.read(which, config.path)))
 
 
+def brings_validation(config: Data) -> bool:
+    """Whether it is a folder with validation images of its own. Raises UserError, one line."""
+    return config.name == "folder" and "validation" in folder.find(config.path, config.size, config.colour).splits
+
+
 def load(config: Data, progress: Progress | None = None) -> Splits:
     """The sets that `config` asks for, on the CPU.
 

@@ -52,7 +52,7 @@ def pick(limits: Budget, image_shape: tuple[int, int, int], classes: int) -> Res
     """The best by `score` that costs no more MACs than the paper's small shape (two blocks a layer, channels that
     double) under the same limits, so that training it is affordable. Raises UserError where nothing fits."""
     found = candidates(limits, image_shape, classes)
-    plain = fill(_shape((2,) * _layers(image_shape), 2, PLAIN), limits, image_shape, classes)
+    plain = fill(_shape((2,) * most_layers(image_shape), 2, PLAIN), limits, image_shape, classes)
     most = max(counts(plain, image_shape, classes).macs if plain else 0, min(each.counts.macs for each in found))
     return max((each for each in found if each.counts.macs <= most), key=lambda each: each.score).config
 
@@ -69,7 +69,7 @@ def candidates(
     found = [Design(each, of := counts(each, image_shape, classes), score(each, of)) for each in filled]
     if not found:
         under = ", ".join(f"{key} {value}" for key, value in structs.asdict(limits).items() if value != "")
-        ones = (1,) * max(_layers(image_shape) - 1, 1)
+        ones = (1,) * max(most_layers(image_shape) - 1, 1)
         least = counts(structs.replace(_shape(ones, 1, base), channels=ones), image_shape, classes).params
         images = f"{image_shape[1]}x{image_shape[2]} images and {classes} classes"
         raise UserError(
@@ -107,7 +107,7 @@ def score(config: ResNetConfig, weighed: Counts) -> float:
 
 def _shapes(image_shape: tuple[int, int, int], base: ResNetConfig) -> Iterator[ResNetConfig]:
     """Any blocks and growth, of as many layers as leave a last map of SMALLEST_MAP or more, or of one fewer."""
-    most = _layers(image_shape)
+    most = most_layers(image_shape)
     for layers in range(max(most - 1, 1), most + 1):
         for blocks in product(*[(1,)] * (layers - FREE), *[BLOCKS] * min(layers, FREE)):
             yield from (_shape(blocks, growth, base) for growth in GROWTHS[: len(GROWTHS) if layers > 1 else 1])
@@ -118,6 +118,6 @@ def _shape(blocks: tuple[int, ...], growth: float, base: ResNetConfig) -> ResNet
     return structs.replace(base, blocks=blocks, channels=channels, stem_channels=0, pool="global")
 
 
-def _layers(image_shape: tuple[int, int, int]) -> int:
-    """The most that leave a last map of SMALLEST_MAP; sides halve upwards."""
+def most_layers(image_shape: tuple[int, int, int]) -> int:
+    """So many leave a last map of SMALLEST_MAP or more; sides halve upwards."""
     return max(math.ceil(math.log2(min(image_shape[1:]) / (SMALLEST_MAP - 1))), 1)

@@ -89,7 +89,9 @@ def _notes(sheet: Sheet, hidden: int) -> list[str]:
         if final := sheet.final:
             (lo, hi), n = final.scorecard.interval, final.scorecard.n
             told = f"{final.scorecard.accuracy:.2%} of {n:,} {final.split} images (95 %: {lo:.2%} to {hi:.2%})"
-            notes += [f"{_called(best).capitalize()}, trained in full ({final.epochs} epochs): {told}.", final.command]
+            chose = " These chose it, too: `eval --split test` reads others." * (final.split == "validation")
+            told = f"{_called(best).capitalize()}, trained in full ({final.epochs} epochs): {told}.{chose}"
+            notes += [told, final.command]
     return notes
 
 

@@ -20,7 +20,7 @@ from weightclass.evaluation.metrics import wilson
 from weightclass.files import Busy, atomic_write, safe_name
 from weightclass.model.resnet import ResNetConfig
 from weightclass.recipe import Recipe
-from weightclass.runlog import console
+from weightclass.runlog import say
 from weightclass.search import front, sheet, space, trials
 from weightclass.search.milliseconds import milliseconds
 from weightclass.search.sheet import Row, Sheet
@@ -28,8 +28,8 @@ from weightclass.search.trials import Search
 from weightclass.session import located
 from weightclass.stopping import EXIT_CODES, Stopper
 from weightclass.study import grid
-from weightclass.study.plan import Cell, Short
-from weightclass.study.plan import Row as Line
+from weightclass.study.grid import Job
+from weightclass.study.plan import Short
 from weightclass.workers import helping
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def run_search(
     (`final`) that one is trained on all images, and the test set read once. Returns the sheet, its folder, and why it
     stopped before all was done, if so. Raises UserError.
     """
-    deadline = None if time_limit is None else time.monotonic() + time_limit
+    reserve = min(grid.SHEET, (time_limit or 0) / 2)
+    deadline = None if time_limit is None else time.monotonic() + time_limit - reserve
     plan = planned(name, settings, count, epochs, finalists, over, latency_ms, seed, Path(out), storage)
     study = trials.opened(plan)
     with helping(work, (plan, True), jobs, ray, deadline, plan.out) as stopper:
@@ -78,18 +79,22 @@ def run_search(
     said = {"--trials": count, "--finalists": str(finalists)} | said
     flags = [str(word) for flag, value in said.items() if value for word in (flag, value)]
     command = shlex.join(["weightclass", "search", name, *settings, *flags])
-    told = gather(trials.counted(study), plan, command)
+    told = gather(trials.counted(study), plan, command, timed=not stopped)
+    _save(told, plan.folder)
     if told.best:
         found = plan.folder / f"{safe_name(plan.base.name)}-found.toml"
         atomic_write(found, found_recipe(told, name, settings))
-        open_ = any(row.state == "open" for row in told.rows)
-        if final and not stopped and not open_:
+        if final and not stopped and _ready(study, plan):
             outcome = finish(found, plan.out, Stopper(deadline), quiet)
             stopped, final_folder = outcome.stopped, outcome.folder.name
             told = structs.replace(told, final=outcome.result, final_folder=final_folder)
-    sheet.write(told, plan.folder)
-    front.save(told, plan.folder)
+            _save(told, plan.folder)
     return told, plan.folder, stopped
+
+
+def _save(told: Sheet, folder: Path) -> None:
+    sheet.write(told, folder)
+    front.save(told, folder)
 
 
 def planned(
@@ -107,18 +112,21 @@ def planned(
     """What to do, the same in every process that is given the same words. Reads the images once. Raises UserError."""
     if strange := [group for group in over if group not in space.GROUPS]:
         raise UserError(f"--over {strange[0]}{config.near_miss(strange[0], space.GROUPS)}")
+    if len(set(over)) < len(over):
+        raise UserError(f"--over {','.join(over)}: one stands there twice")
     full = recipe.load(name, *settings).recipe
     cut = Short(epochs or max(1, full.train.length // SHORTER)).settings(full)
-    if sources.load(full.data).validation is not None:
-        cut = [text for text in cut if key_of(text) != "data.validation"]
+    cut += ["data.watch_test=false"] * full.data.watch_test
     base = recipe.load(name, *joined(settings, cut))
-    digest = sources.load(base.recipe.data).digest()
+    splits = sources.load(base.recipe.data)
+    digest = splits.digest()
+    assert splits.validation
     told = [recipe.fingerprint(base.recipe, digest), *over, str(seed), str(latency_ms)]
     identity = config.fingerprint(base.recipe.budget, *told)
     title = f"{safe_name(base.name)}-{identity[:8]}"
-    held_out = [text for text in cut if key_of(text) == "data.validation"]
-    whole = recipe.load(name, *joined(settings, held_out))
-    return Search(title, base, whole, digest, tuple(over), count, finalists, seed, out, storage, latency_ms)
+    whole = recipe.load(name, *joined(settings, [text for text in cut if key_of(text).startswith("data.")]))
+    much = len(splits.validation), tuple(over), count, finalists, seed
+    return Search(title, base, whole, digest, *much, out, storage, latency_ms)
 
 
 def work(plan: Search, quiet: bool, stopper: Stopper) -> str | None:
@@ -126,54 +134,59 @@ def work(plan: Search, quiet: bool, stopper: Stopper) -> str | None:
     left to this machine. Run by every process of a search."""
     study, waiting = trials.opened(plan), False
     while not (reason := stopper.reason()):
-        if taken := trials.take(study, plan):
+        if taken := trials.take(study, plan, stopper):
             trial, named = taken
             told = trials.train(study, trial, named, plan, stopper, quiet)
             if told in EXIT_CODES:
                 return told
             if told != "busy":
                 _say_trial(study.trials[trial.number], told, plan)
-        elif any(trial.user_attrs.get("home") == plan.home for trial in trials.open_trials(study)):
+        elif any(trial.user_attrs.get("home", plan.home) == plan.home for trial in trials.open_trials(study)):
             if not (waiting or quiet):
-                _say("waiting for trials that other processes hold")
+                say("waiting for trials that other processes hold")
             waiting = True
             time.sleep(POLL)
-        else:
+        elif stopper.reason() is None:  # else it was in time to ask, but not to propose
             return grid.work(_finalists(study, plan), plan.out, quiet, stopper)
     return reason
 
 
-def _finalists(study: Study, plan: Search) -> dict[Path, Cell]:
+def _finalists(study: Study, plan: Search) -> dict[Path, Job]:
     """The runs in full of the best trials and of the recipe itself, by their folders; none while trials are open."""
-    cells = {}
-    for trial in [] if trials.open_trials(study) else trials.finalists(study, plan):
-        named = plan.in_full(trial.user_attrs["settings"])
-        weights = recipe.weigh(named.recipe, plan.found)
-        cells[plan.run(named)] = Cell(
-            Line(f"trial {trial.number} in full"), named.recipe.train.seed, named, weights, weights
-        )
-    return cells
+    chosen = [] if trials.open_trials(study) else trials.finalists(study, plan)
+    named = {trial.number: plan.in_full(trial.user_attrs["settings"]) for trial in chosen}
+    return {plan.run(each): Job(f"trial {number} in full", each) for number, each in named.items()}
+
+
+def _ready(study: Study, plan: Search) -> bool:
+    """Whether the best is known: every trial at its end, and every finalist."""
+    if others := [str(trial.number) for trial in trials.open_trials(study)]:
+        say(f"the final training waits for trial {', '.join(others)} on another machine: then the same command goes on")
+    return not others and all(map(grid.settled, _finalists(study, plan)))
 
 
 def finish(found: Path, out: Path, stopper: Stopper, quiet: bool) -> run.Outcome:
     """The one full training; where another process is at it, its result."""
-    named = recipe.load(str(found))
+    named, waiting = recipe.load(str(found)), False
     while True:
         try:
             return run.carry_out(named, out, stopper, quiet)
         except Busy:
-            _say("another process trains what was found: waiting for it")
+            if reason := stopper.reason():
+                return run.Outcome(Path(), None, reason)
+            if not waiting:
+                say("another process trains what was found: waiting for it")
+            waiting = True
             time.sleep(POLL)
 
 
 # --- what it came to ---------------------------------------------------------------------------------------
 
 
-def gather(found: Sequence[FrozenTrial], plan: Search, command: str) -> Sheet:
-    """The sheet of a search with whatever its trials have come to; milliseconds are measured unless they were."""
-    base, held_out = plan.base.recipe, sources.load(plan.base.recipe.data).validation
-    assert held_out
-    rows = [_row(trial, plan, len(held_out)) for trial in found if "settings" in trial.user_attrs]
+def gather(found: Sequence[FrozenTrial], plan: Search, command: str, timed: bool = True) -> Sheet:
+    """The sheet of a search with whatever its trials have come to; if `timed`, with all milliseconds."""
+    base = plan.base.recipe
+    rows = [_row(trial, plan) for trial in found if "settings" in trial.user_attrs]
     limits = {key: str(value) for key, value in config.to_tree(base.budget).items() if value != ""}
     return Sheet(
         name=plan.name,
@@ -185,13 +198,13 @@ def gather(found: Sequence[FrozenTrial], plan: Search, command: str) -> Sheet:
         epochs=base.train.length,
         full_epochs=plan.whole.recipe.train.length,
         seed=plan.seed,
-        held_out=len(held_out),
-        rows=tuple(_timed(rows, plan)),
+        held_out=plan.held_out,
+        rows=tuple(_timed(rows, plan, timed)),
     )
 
 
-def _row(trial: FrozenTrial, plan: Search, held_out: int) -> Row:
-    facts, state = trial.user_attrs, STATES.get(trial.state.name, "open")
+def _row(trial: FrozenTrial, plan: Search) -> Row:
+    n, facts, state = plan.held_out, trial.user_attrs, STATES.get(trial.state.name, "open")
     named = plan.named(facts["settings"])
     told = trial.intermediate_values
     last = max(told, default=0)
@@ -207,7 +220,7 @@ def _row(trial: FrozenTrial, plan: Search, held_out: int) -> Row:
         macs=facts["macs"],
         epochs=last,
         accuracy=accuracy,
-        interval=wilson(round(accuracy * held_out), held_out) if accuracy is not None and state == "done" else None,
+        interval=wilson(round(accuracy * n), n) if accuracy is not None and state == "done" else None,
         full=full and full.scorecard.accuracy,
         full_interval=full and full.scorecard.interval,
         why=facts.get("why", ""),
@@ -223,23 +236,24 @@ def brief(settings: Recipe) -> str:
     return f"{','.join(map(str, model.blocks))} x {','.join(map(str, model.channels))}"
 
 
-def _timed(rows: Sequence[Row], plan: Search) -> list[Row]:
-    """With the milliseconds of finished trials: all measured together, once, unless none is new."""
+def _timed(rows: Sequence[Row], plan: Search, measured: bool) -> list[Row]:
+    """With the milliseconds of finished trials: those known already, or all `measured` together if one is new."""
     done = [row.number for row in rows if row.state == "done"]
-    earlier = sheet.read(plan.folder) if (plan.folder / sheet.FILE_NAME).exists() else None
-    known = {row.number: row.ms for row in (earlier.rows if earlier else ()) if row.ms is not None}
-    if not known.keys() >= set(done):
+    known = {}
+    with suppress(UserError):  # none yet, or one of another version
+        known = {row.number: row.ms for row in sheet.read(plan.folder).rows if row.ms is not None}
+    if measured and not known.keys() >= set(done):
         models = [plan.named(list(row.settings)).recipe.model for row in rows if row.number in done]
         known = dict(zip(done, milliseconds(models, plan.found), strict=True))
     return [structs.replace(row, ms=known.get(row.number)) for row in rows]
 
 
 def found_recipe(told: Sheet, name: str, settings: Sequence[str]) -> str:
-    """The best recipe as a file: what was found, in the training that was asked for."""
+    """The best recipe as a file: what was found, in the training that was asked for, on all images."""
     best = told.best
     assert best
     assert best.accuracy is not None
-    named = recipe.load(name, *trials.laid(settings, best.settings))
+    named = recipe.load(name, *trials.laid(joined(settings, ["data.validation=0"]), best.settings))
     read = f"{best.accuracy:.2%} of {told.held_out:,} images held out, after {told.epochs} epochs"
     read += f", {best.full:.2%} after {told.full_epochs}" if best.full is not None else ""
     lines = [
@@ -254,17 +268,10 @@ def found_recipe(told: Sheet, name: str, settings: Sequence[str]) -> str:
 
 def _hidden(url: str) -> str:
     """A database's address without its password."""
-    return re.sub(r"(?<=//)([^:@/]*):[^@/]*@", r"\1:...@", url)
+    return re.sub(r"(?<=//)([^:@/]*):[^@/]*@", r"\1:...@", re.sub(r"(?<=password=)[^&]*", "...", url))
 
 
 def _say_trial(trial: FrozenTrial, told: str, plan: Search) -> None:
     named, last = plan.named(trial.user_attrs["settings"]), max(trial.intermediate_values, default=0)
     accuracy = f", validation {trial.intermediate_values[last]:.2%} after epoch {last}" if last else ""
-    _say(f"[trial {trial.number}] {brief(named.recipe)} {told}{accuracy}")
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # a closed pipe is no reason to end a search
-        out = console()
-        out.print(text, markup=False)
-        out.file.flush()
+    say(f"[trial {trial.number}] {brief(named.recipe)} {told}{accuracy}")

@@ -5,20 +5,19 @@ Each group asks Optuna's trial for its choices; the recipe's own settings are th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from weightclass import config
 from weightclass.augment.operations import COLOURED
 from weightclass.augment.pipeline import parse
 from weightclass.config import to_setting
 from weightclass.data.sources import Found
+from weightclass.model import networks
 from weightclass.model.budget import SUMMED, Budget
-from weightclass.model.design import PLAIN, Design, candidates, score
+from weightclass.model.design import PLAIN, Design, candidates, most_layers, score
 from weightclass.model.resnet import ResNetConfig
 from weightclass.model.shapes import counts, fill
 from weightclass.recipe import Recipe
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 MOST_BLOCKS = 4
-SMALLEST_MAP = 4
-"""Pixels a side of the last layer's map: images of 32 are halved three times at most."""
 WASTE = 1.0
 """By how much a network's score may fall short of another's: by half of the MACs x parameters."""
 POLICIES = ("none", "trivialaugment", "randaugment(2, 5)", "autoaugment")
 MIXES = ("none", "mixup(0.2)", "cutmix(1, 0.5)")
+WEIGHTY = ("kernels", "preactivation", "se", "se_reduction", "norm", "stem_kernel")
+"""Keys of a network, beside its shape, that its MACs and parameters depend on."""
 Group = Callable[["Trial", Recipe, Found], "list[str] | None"]
 
 
@@ -54,7 +53,7 @@ def settings(trial: Trial, recipe: Recipe, found: Found, over: Iterable[str]) ->
 def model(trial: Trial, recipe: Recipe, found: Found) -> list[str] | None:
     """A residual network as wide as the budget admits: depth, growth of the width, kernels, pools, blocks of a kind."""
     own = recipe.model if isinstance(recipe.model, ResNetConfig) else ResNetConfig()
-    most = max(1, int(math.log2(min(found.image_shape[1:]) / SMALLEST_MAP)) + 1)
+    most = most_layers(found.image_shape)
     layers = trial.suggest_int("layers", max(1, most - 1), most)
     widths = [64.0]
     for layer in range(2, layers + 1):
@@ -76,17 +75,16 @@ def model(trial: Trial, recipe: Recipe, found: Found) -> list[str] | None:
     full = fill(shape, recipe.budget, found.image_shape, found.classes)
     if full is None:
         return None
-    full = _better(full, recipe.budget, found)
-    before = config.to_tree(own) | ({} if own is recipe.model else {"name": ""})
-    return [to_setting(f"model.{key}", value) for key, value in config.to_tree(full).items() if value != before[key]]
+    return networks.settings(_better(full, recipe.budget, found), recipe.model)
 
 
 def _better(network: ResNetConfig, limits: Budget, found: Found) -> ResNetConfig:
-    """`network`, or what the rule of thumb knows to be far better, of the same kind and no more MACs: one that fills a
+    """`network`, or the like of it in a shape that the rule of thumb ranks far higher at no more MACs: one that fills a
     second limit, too, say. Short trainings flatter small networks, and would not know."""
     weighed = counts(network, found.image_shape, found.classes)
-    kind = structs.replace(network, blocks=PLAIN.blocks, channels=PLAIN.channels, pool=PLAIN.pool)
-    rivals = _rivals(limits, found.image_shape, found.classes, kind)  # type: ignore[arg-type]
+    kind = structs.replace(PLAIN, **{key: getattr(network, key) for key in WEIGHTY})
+    light = structs.replace(limits, activations="")  # which would have every rival built
+    rivals = _rivals(light, found.image_shape, found.classes, kind)  # type: ignore[arg-type]
     best = max((each for each in rivals if each.counts.macs <= weighed.macs), key=lambda each: each.score, default=None)
     if best is None or score(network, weighed) >= best.score - WASTE:
         return network

@@ -10,6 +10,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -38,7 +39,7 @@ RACE, RACES = 5.0, ("IntegrityError", "ProgrammingError")
 FRESH = 60.0
 """Seconds in which a trial without settings may still get them from the process that asked for it."""
 REFUSALS = 20
-"""Proposals that do not fit, for each trial that is wanted, after which the budget is too narrow for the space."""
+"""Proposals that do not fit or were made before, for each trial that is wanted, after which there are no more."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Search:
     """The same in full."""
     digest: str
     """Of its images."""
+    held_out: int
+    """Those that trials are judged on."""
     over: tuple[str, ...]
     """Names of space.GROUPS."""
     trials: int
@@ -197,9 +200,9 @@ def finalists(study: optuna.Study, search: Search) -> list[optuna.trial.FrozenTr
     return best + [trial for trial in done[len(best) :] if trial.number == 0 and best]
 
 
-def take(study: optuna.Study, search: Search) -> tuple[optuna.Trial, Named] | None:
+def take(study: optuna.Study, search: Search, stopper: Stopper) -> tuple[optuna.Trial, Named] | None:
     """A trial to work on: one that lost its process, or a new one while there are not enough; None where this process
-    can do nothing more now. Raises UserError where next to nothing fits the budget."""
+    can do nothing more now, or there is nothing left to propose. Raises UserError where nothing fits the budget."""
     import optuna
 
     for frozen in open_trials(study):
@@ -207,7 +210,8 @@ def take(study: optuna.Study, search: Search) -> tuple[optuna.Trial, Named] | No
             trial = optuna.Trial(study, frozen._trial_id)
             if named := _proposed(trial, study, search):
                 return trial, named
-    while len(counted(study)) < search.trials:
+    most, asked = REFUSALS * search.trials, len(study.get_trials(deepcopy=False))
+    while len(counted(study)) < search.trials and asked <= most and not stopper.reason():
         trial = study.ask()
         trial.set_user_attr("home", search.home)
         before = [other for other in counted(study) if other.number < trial.number]
@@ -215,8 +219,9 @@ def take(study: optuna.Study, search: Search) -> tuple[optuna.Trial, Named] | No
             return _refuse(study, trial, "one too many")
         if named := _proposed(trial, study, search):
             return trial, named
-        if trial.number > REFUSALS * search.trials:
-            raise UserError(f"of {trial.number} networks proposed nearly none fits: raise --budget (or other limits)")
+        asked = trial.number
+    if asked > most and len(counted(study)) < 2:
+        raise UserError(f"of {asked} proposals none fits: raise --budget (or other limits), or choose --over more")
     return None
 
 
@@ -267,8 +272,16 @@ def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
 def _refuse(study: optuna.Study, trial: optuna.Trial, why: str) -> None:
     from optuna.trial import TrialState
 
-    trial.set_user_attr("refused", why)
-    study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    with _told_once():
+        trial.set_user_attr("refused", why)
+        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def _told_once() -> AbstractContextManager[None]:
+    """Of two processes that came upon one trial's end, the second is not heard, and need not be."""
+    from optuna.exceptions import UpdateFinishedTrialError
+
+    return suppress(UpdateFinishedTrialError)
 
 
 def train(study: optuna.Study, trial: optuna.Trial, named: Named, search: Search, stopper: Stopper, quiet: bool) -> str:
@@ -297,14 +310,16 @@ def train(study: optuna.Study, trial: optuna.Trial, named: Named, search: Search
         raise
     except Exception as error:  # a rate at which the loss diverges, memory: this trial's own
         told = f"failed: {_first_line(error)}"
-        trial.set_user_attr("why", told)
+        with _told_once():
+            trial.set_user_attr("why", told)
     else:
         told = (outcome.stopped or "done") if outcome else PRUNED
         if told == PRUNED:
             state = TrialState.PRUNED
         elif outcome and outcome.result:
             state, value = TrialState.COMPLETE, outcome.result.scorecard.accuracy
-            report(value, epochs)  # where another search had trained it, nobody watched
+            with _told_once():
+                report(value, epochs)  # where another search had trained it, nobody watched
         else:
             return told
     study.tell(trial, value, state, skip_if_finished=True)

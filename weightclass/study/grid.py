@@ -11,9 +11,9 @@ import shlex
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,7 +22,8 @@ from weightclass.data import sources
 from weightclass.data.sources import Data
 from weightclass.errors import UserError
 from weightclass.files import Busy, Unwritable, atomic_write, held, read_jsonl, safe_name
-from weightclass.runlog import console, human_seconds
+from weightclass.recipe import Named
+from weightclass.runlog import human_seconds, say
 from weightclass.stopping import Stopper
 from weightclass.study import figure, plan, sheet, table
 from weightclass.study.plan import FULL, Cell, Short, Study
@@ -37,6 +38,13 @@ TRIES = 2
 FAILED = "failed.json"
 UNMARKED = ("machine.", "track.", "data.path=", "train.checkpoint_seconds=")
 """Settings that leave a study what it is; all others make a pilot of it."""
+
+
+class Job(NamedTuple):
+    """A run to be done, and what it is called meanwhile."""
+
+    title: str
+    named: Named
 
 
 class Failure(msgspec.Struct):
@@ -69,13 +77,12 @@ def run_studies(
     if len({_stem(name) for name in studies}) < len(studies):
         raise UserError(f"{', '.join(studies)}: two of one name, whose tables would replace each other; rename a file")
     cells = {name: plan.cells(study, seeds or study.seeds, short, settings) for name, study in studies.items()}
-    todo: dict[Path, Cell] = {}
+    todo: dict[Path, Job] = {}
     for cell in (cell for several in cells.values() for cell in several):
         folder = folder_of(cell, out)
         if folder.name[-8:] not in {each.name[-8:] for each in todo}:  # equal settings are one run
-            todo[folder] = cell
-    for folder, cell in todo.items():
-        _run(cell, folder)  # what is damaged there is told before the work, not after it
+            _run(cell, folder)  # what is damaged there is told before the work, not after it
+            todo[folder] = Job(f"{cell.row.label}, seed {cell.seed}", cell.named)
     with helping(work, (todo, out, True), min(jobs, len(todo)), ray, deadline, out) as stopper:
         stopped = work(todo, out, quiet, stopper)
     marks = ", ".join([*short.parts(), *(text for text in settings if not text.startswith(UNMARKED))])
@@ -98,7 +105,7 @@ def _digest(data: Data) -> str:
 # --- the work ----------------------------------------------------------------------------------------------
 
 
-def work(todo: dict[Path, Cell], out: str | Path, quiet: bool, stopper: Stopper) -> str | None:
+def work(todo: dict[Path, Job], out: str | Path, quiet: bool, stopper: Stopper) -> str | None:
     """Train, one after another, what nobody has; returns why it stopped early, or None when all is finished.
 
     A run that fails is tried once more after the others, and then left, with its reason in `failed.json`. A full disk
@@ -107,7 +114,7 @@ def work(todo: dict[Path, Cell], out: str | Path, quiet: bool, stopper: Stopper)
     queue, busy = deque(todo), 0
     while queue:
         folder = queue.popleft()
-        if _settled(folder, todo[folder]):
+        if _passed_over(folder, todo[folder]):
             continue
         if reason := stopper.reason():
             return reason
@@ -119,7 +126,7 @@ def work(todo: dict[Path, Cell], out: str | Path, quiet: bool, stopper: Stopper)
             queue.append(folder)
             busy += 1
             if busy == len(queue):
-                _say(f"waiting for {busy} run{'s' * (busy > 1)} that other processes hold")
+                say(f"waiting for {busy} run{'s' * (busy > 1)} that other processes hold")
             if busy >= len(queue):  # nothing else is left to do
                 time.sleep(POLL if stopper.deadline is None else min(POLL, max(stopper.deadline - time.monotonic(), 0)))
         except (Unwritable, OSError):
@@ -135,34 +142,25 @@ def work(todo: dict[Path, Cell], out: str | Path, quiet: bool, stopper: Stopper)
     return None
 
 
-def _settled(folder: Path, cell: Cell) -> bool:
+def settled(folder: Path) -> bool:
     """Whether there is nothing to do, or nothing to be done."""
-    if (folder / results.FILE_NAME).exists():
-        return True
+    return (folder / results.FILE_NAME).exists() or read_failure(folder).tries >= TRIES
+
+
+def _passed_over(folder: Path, job: Job) -> bool:
     failure = read_failure(folder)
     if failure.tries >= TRIES:
-        _say(f"{_title(cell)}: failed {failure.tries} times (remove {folder / FAILED} to try again): {failure.why}")
-    return failure.tries >= TRIES
+        say(f"{job.title}: failed {failure.tries} times (remove {folder / FAILED} to try again): {failure.why}")
+    return settled(folder)
 
 
-def _finished(folder: Path, outcome: run.Outcome, todo: dict[Path, Cell]) -> None:
+def _finished(folder: Path, outcome: run.Outcome, todo: dict[Path, Job]) -> None:
     (folder / FAILED).unlink(missing_ok=True)
     result = outcome.result
     if result and outcome.fresh:
         done = sum((each / results.FILE_NAME).exists() for each in todo)
         told = f"{result.split} {result.scorecard.accuracy:.2%}, {human_seconds(result.seconds)}"
-        _say(f"[{done}/{len(todo)}] {_title(todo[folder])}: {told}")
-
-
-def _title(cell: Cell) -> str:
-    return f"{cell.row.label}, seed {cell.seed}"
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # a closed pipe, a full disk under the log: no reason to end a study
-        out = console()
-        out.print(text, markup=False)
-        out.file.flush()
+        say(f"[{done}/{len(todo)}] {todo[folder].title}: {told}")
 
 
 def read_failure(folder: Path) -> Failure:
@@ -173,13 +171,13 @@ def read_failure(folder: Path) -> Failure:
         return Failure()
 
 
-def _note_failure(folder: Path, cell: Cell, error: Exception) -> None:
+def _note_failure(folder: Path, job: Job, error: Exception) -> None:
     lines = str(error).splitlines() or [""]
     why = lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
     tries = read_failure(folder).tries + 1
     atomic_write(folder / FAILED, msgspec.json.encode(Failure(tries, why)))
     if tries < TRIES:
-        _say(f"{_title(cell)}: failed, to be tried again after the others: {why}")
+        say(f"{job.title}: failed, to be tried again after the others: {why}")
 
 
 # --- what it came to ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from weightclass import config, recipe
 from weightclass.config import Table, joined, key_of, parse_quantity, to_setting
+from weightclass.data import sources
 from weightclass.errors import UserError
 from weightclass.model import budget, networks
 from weightclass.model.budget import Weights
@@ -92,11 +93,12 @@ class Short:
         return [str(word) for flag, value in said.items() if value for word in (flag, value)]
 
     def settings(self, full: Recipe) -> list[str]:
-        """What to change in a recipe. What counts epochs or steps shrinks with them, and a tenth of the images is held
-        out: a pilot is development and leaves the test set alone."""
+        """What to change in a recipe. What counts epochs shrinks with them, the window of averaged weights too, and a
+        tenth of the images is held out: a pilot is development and leaves the test set alone."""
         if not self.parts():
             return []
-        changed: dict[str, Any] = {"data.validation": full.data.validation or 0.1}
+        own = sources.brings_validation(full.data)
+        changed: dict[str, Any] = {} if own else {"data.validation": full.data.validation or 0.1}
         if self.epochs > full.train.length:
             raise UserError(f"--epochs {self.epochs}: its full training has only {full.train.length}; choose fewer")
         if self.epochs:
@@ -179,7 +181,7 @@ def _cell(study: Study, row: Row, seed: int, short: Short, more: tuple[str, ...]
     settings = joined(settings, short.settings(full))
     cut = recipe.load(name, *settings).recipe
     weights = recipe.weigh(cut)
-    if not cut.data.validation:
+    if not cut.data.validation and not sources.brings_validation(cut.data):
         settings = joined(["data.watch_test=true"], settings)  # the figures' curves
     if weights.params >= (cut.budget.limit("params") or math.inf):  # marked in the table, not refused
         settings = joined(settings, ["budget.params="])
