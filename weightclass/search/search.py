@@ -125,8 +125,8 @@ def planned(
     identity = config.fingerprint(base.recipe.budget, *told)
     title = f"{safe_name(base.name)}-{identity[:8]}"
     whole = recipe.load(name, *joined(settings, [text for text in cut if key_of(text).startswith("data.")]))
-    much = len(splits.validation), tuple(over), count, finalists, seed
-    return Search(title, base, whole, digest, *much, out, storage, latency_ms)
+    held_out, groups = len(splits.validation), tuple(over)
+    return Search(title, base, whole, digest, held_out, groups, count, finalists, seed, out, storage, latency_ms)
 
 
 def work(plan: Search, quiet: bool, stopper: Stopper) -> str | None:
