@@ -98,7 +98,9 @@ def hundred(root: Path) -> Made:
 
 
 @pytest.mark.parametrize(
-    "make", [grey, photographs, pytest.param(hundred, marks=pytest.mark.slow)], ids=lambda make: make.__name__
+    "make",
+    [grey, *(pytest.param(make, marks=pytest.mark.slow) for make in (photographs, hundred))],
+    ids=lambda make: make.__name__,
 )
 def test_one_command_each(make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made: Made = make(tmp_path / "pictures")

@@ -104,6 +104,7 @@ def visit(monkeypatch: pytest.MonkeyPatch, work: Path, out: Path, *more: str, se
     return restore(out, out.parent / "home")
 
 
+@pytest.mark.slow
 def test_a_queue_trains_what_it_can_and_goes_on_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,7 @@ def test_nothing_is_left_of_a_file_that_does_not_agree(
     assert list(tmp_path.glob("*.onnx*")) == list(tmp_path.glob(".trial*")) == []
 
 
+@pytest.mark.slow
 def test_what_passed_beside_a_refusal_has_its_card_and_its_score(
     classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_what_passed_beside_a_refusal_has_its_card_and_its_score(
     assert "scorecard" in json.loads(header["export"])
 
 
+@pytest.mark.slow
 def test_an_export_that_is_ended_leaves_the_older_file_and_its_card(classifier: Classifier, tmp_path: Path) -> None:
     def ended(line: str) -> None:
         raise KeyboardInterrupt

@@ -21,6 +21,7 @@ from weightclass.runtimes.executorch import Opened, sealed, stamp
 from weightclass.runtimes.runner import runner
 
 pytest.importorskip("executorch")
+pytestmark = pytest.mark.slow  # importing what writes the file takes long
 
 ODD = "a \"quoted\" 'name'\r\n\t é 漢 \x01 \ud800 \\n"
 HEADER = {"image_shape": "[3, 8, 8]", "classes": json.dumps([ODD] * 10), "recipe": f"name = {ODD!r}\n[x]\n"}

@@ -37,7 +37,7 @@ def trials(count: int) -> list[optuna.Trial]:
 def test_every_proposal_is_a_recipe_under_the_budget(shape: tuple[int, int, int]) -> None:
     start = base(params="200k", macs="20M")
     shares = []
-    for trial in trials(12):
+    for trial in trials(6):
         settings = space.settings(trial, start, found(shape), space.GROUPS)
         assert settings is not None
         assert len(set(map(key_of, settings))) == len(settings)
