@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import atomic_write, cured
 from weightclass.runlog import human_bytes, human_seconds
 
+T = TypeVar("T")
 FILE_NAME = "result.json"
 READINGS = "test_readings.jsonl"
 
@@ -82,6 +83,16 @@ def read(folder: Path) -> Result | None:
         return msgspec.json.decode(path.read_bytes(), type=Result)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a result of this version ({error}); move the folder away to run again") from None
+
+
+def read_sheet(path: Path, kind: type[T], called: str) -> T:
+    """What a study or a search (`called`) has written of itself at `path`. Raises UserError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): name a {called}'s folder") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a {called} of this version ({error}); run the {called} again") from None
 
 
 def table(result: Result, folder: Path) -> Any:

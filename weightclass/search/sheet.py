@@ -7,10 +7,9 @@ from typing import Literal
 
 import msgspec
 
-from weightclass.errors import UserError
 from weightclass.evaluation.metrics import Interval
 from weightclass.files import atomic_write
-from weightclass.results import Result
+from weightclass.results import Result, read_sheet
 
 FILE_NAME = "search.json"
 COSTS = ("params", "macs", "ms")
@@ -102,10 +101,4 @@ def write(sheet: Sheet, folder: Path) -> None:
 
 def read(folder: Path) -> Sheet:
     """The sheet in a search's folder. Raises UserError."""
-    path = folder / FILE_NAME
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Sheet)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): name a search's folder") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a search of this version ({error}); run the search again") from None
+    return read_sheet(folder / FILE_NAME, Sheet, "search")

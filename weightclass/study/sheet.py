@@ -7,9 +7,8 @@ from typing import Any
 
 import msgspec
 
-from weightclass.errors import UserError
 from weightclass.files import atomic_write
-from weightclass.results import Result
+from weightclass.results import Result, read_sheet
 
 FILE_NAME = "sheet.json"
 
@@ -117,10 +116,4 @@ def write(sheet: Sheet, folder: Path) -> None:
 
 def read(folder: Path) -> Sheet:
     """The sheet in a study's folder. Raises UserError."""
-    path = folder / FILE_NAME
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Sheet)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): name a study's folder") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a study of this version ({error}); run the study again") from None
+    return read_sheet(folder / FILE_NAME, Sheet, "study")
