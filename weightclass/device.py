@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from weightclass import ranks
 from weightclass.config import Table, parse_quantity
-from weightclass.errors import UserError
+from weightclass.errors import UserError, first_line
 
 
 class Machine(Table):
@@ -183,7 +183,7 @@ def compile_problem(device: str) -> str | None:
     try:
         torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever is amiss in a compiler's tool chain
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return first_line(error)
     return None
 
 

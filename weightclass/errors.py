@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one line that says what is wrong, where, and what to do; `cli` prints it
     without a traceback and exits with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says first; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

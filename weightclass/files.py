@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,12 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise UserError(f"{path}, line {number}: not JSON; remove the line, or the file to start anew") from None
     return records
+
+
+def csv_text(heads: Iterable[str], records: Iterable[Iterable[Any]]) -> str:
+    """A header and the records: plain numbers, None as nothing, several values in a cell joined by semicolons."""
+    rows = csv.writer(text := io.StringIO(), lineterminator="\n")
+    rows.writerow(heads)
+    for record in records:
+        rows.writerow("; ".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in record)
+    return text.getvalue()

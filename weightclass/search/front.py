@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
-from csv import writer
 from functools import partial
 from pathlib import Path
 from textwrap import shorten, wrap
@@ -16,7 +14,7 @@ import msgspec
 from weightclass.config import parse_quantity
 from weightclass.evaluation.metrics import Interval
 from weightclass.evaluation.page import BLUE, FAINT, GREEN, INK, PAPER, VERMILLION, box, page
-from weightclass.files import atomic_write
+from weightclass.files import atomic_write, csv_text
 from weightclass.search.sheet import COSTS, Row, Sheet
 from weightclass.study.scatter import GREY, log_axis
 
@@ -130,12 +128,8 @@ def markdown(sheet: Sheet) -> str:
 
 
 def csv(sheet: Sheet) -> str:
-    """A header and a record for each trial: plain numbers, empty where unknown; several joined by semicolons."""
-    out = writer(text := io.StringIO(), lineterminator="\n")
-    out.writerow(Row.__struct_fields__)
-    for facts in map(msgspec.structs.astuple, sheet.rows):
-        out.writerow("; ".join(map(str, fact)) if isinstance(fact, tuple) else fact for fact in facts)
-    return text.getvalue()
+    """A header and a record for each trial."""
+    return csv_text(Row.__struct_fields__, map(msgspec.structs.astuple, sheet.rows))
 
 
 def save(sheet: Sheet, folder: Path) -> None:

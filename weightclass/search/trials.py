@@ -21,7 +21,7 @@ from weightclass import recipe, run, seeding
 from weightclass.config import joined, key_of
 from weightclass.data import sources
 from weightclass.data.sources import Found
-from weightclass.errors import UserError
+from weightclass.errors import UserError, first_line
 from weightclass.files import Busy, Unwritable, atomic_write, cured, held
 from weightclass.recipe import Named
 from weightclass.runtimes.runner import needs
@@ -134,12 +134,12 @@ def opened(search: Search) -> optuna.Study:
                 load_if_exists=True,
             )
         except (ImportError, ValueError, OSError, RuntimeError) as error:
-            raise UserError(f"--storage: {_first_line(error)}") from None
+            raise UserError(f"--storage: {first_line(error)}") from None
         except Exception as error:  # a database's own
             if not type(error).__module__.startswith("sqlalchemy"):
                 raise
             if type(error).__name__ not in RACES or time.monotonic() > end:
-                raise UserError(f"--storage: the database cannot be used: {_first_line(error)}") from None
+                raise UserError(f"--storage: the database cannot be used: {first_line(error)}") from None
             time.sleep(0.5)
 
 
@@ -309,7 +309,7 @@ def train(study: optuna.Study, trial: optuna.Trial, named: Named, search: Search
     except (Unwritable, OSError):
         raise
     except Exception as error:  # a rate at which the loss diverges, memory: this trial's own
-        told = f"failed: {_first_line(error)}"
+        told = f"failed: {first_line(error)}"
         with _told_once():
             trial.set_user_attr("why", told)
     else:
@@ -326,7 +326,3 @@ def train(study: optuna.Study, trial: optuna.Trial, named: Named, search: Search
     if told == PRUNED:
         Keeper(search.run(named) / "checkpoint").clear()
     return told
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Sequence
-from csv import writer
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from weightclass.files import atomic_write, safe_name
+from weightclass.files import atomic_write, csv_text, safe_name
 from weightclass.study.sheet import Sheet
 from weightclass.study.statistics import Figures, distinct, figures
 
@@ -147,17 +145,13 @@ def _latex_escaped(text: str) -> str:
 
 
 def csv(sheet: Sheet) -> str:
-    """A header and a record for each row: plain numbers, empty where unknown; several of them joined by semicolons."""
+    """A header and a record for each row."""
     study = {"study": sheet.name, "pilot": sheet.pilot, "compared_to": figures(sheet)[sheet.compare].label}
     rows = [
         study | {"recipe": line.recipe, "settings": line.settings} | msgspec.structs.asdict(row)
         for line, row in zip(sheet.lines, figures(sheet), strict=True)
     ]
-    out = writer(text := io.StringIO(), lineterminator="\n")
-    out.writerow(rows[0])
-    for row in rows:
-        out.writerow("; ".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in row.values())
-    return text.getvalue()
+    return csv_text(rows[0], (row.values() for row in rows))
 
 
 def save(sheet: Sheet, folder: Path) -> None:
