@@ -24,12 +24,14 @@ KINDS = [
     ("model.downsample=maxpool", "model.pool=global", "model.activation=gelu"),
     ("model.downsample=avgpool", "model.dropout=0.3"),
     ("model.name=mobilenetv2", "model.width=0.1"),
+    ("model.name=airbench", "model.channels=8,12"),
+    ("model.name=mbconv", "model.blocks=1,2", "model.channels=8,12"),
 ]
 
 
 def lived_in(*settings: str, shape: tuple[int, int, int] = SHAPE) -> nn.Module:
     """A network whose norms are those of no fresh one."""
-    small = () if "model.name=mobilenetv2" in settings else ("model.blocks=1,2", "model.channels=8,16")
+    small = () if "model.name" in "".join(settings) else ("model.blocks=1,2", "model.channels=8,16")
     network = networks.build(recipe.load("quickstart", *small, *settings).recipe.model, shape, 10, seed=3)
     draw = torch.Generator().manual_seed(0)
     for norm in (module for module in network.modules() if isinstance(module, GroupBatchNorm2d)):

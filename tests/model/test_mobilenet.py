@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tests.reference.plain_mobilenet import PlainMobileNetV2
 from weightclass import config
 from weightclass.errors import UserError
-from weightclass.model.mobilenet import InvertedResidual, MobileNetV2Config, widened
+from weightclass.model.blocks import InvertedResidual
+from weightclass.model.mobilenet import MobileNetV2Config, widened
 from weightclass.model.networks import build, group_norms
 
 CIFAR = (3, 32, 32)

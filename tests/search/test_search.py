@@ -24,7 +24,7 @@ from weightclass.errors import UserError
 from weightclass.files import Busy
 from weightclass.search import search as module
 from weightclass.search import sheet, trials
-from weightclass.search.search import planned, run_search
+from weightclass.search.search import brief, planned, run_search
 from weightclass.search.trials import Search
 from weightclass.stopping import Stopper
 
@@ -380,3 +380,10 @@ def test_a_postgresql_database_serves_as_well(tmp_path: Path, database: str) -> 
     assert [process.wait(timeout=600) for process in (both[1], third)] == [0, 0]
     trained_once(out)
     assert not list(out.rglob("journal.log"))
+
+
+def test_networks_in_short() -> None:
+    kinds = ["", "model.name=mobilenetv2", "model.name=airbench", "model.name=mbconv"]
+    told = [brief(recipe.load("small-cpu", *filter(None, [kind])).recipe) for kind in kinds]
+    first, *others = ["2,2,2,2 x 16,32,64,128", "mobilenetv2 x 1", "airbench x 64,256,256", "mbconv x 2,3,3 x 16,24,40"]
+    assert told == [first, *others]

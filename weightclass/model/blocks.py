@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from weightclass.model.norm import still
+from weightclass.model.norm import GroupBatchNorm2d, still
+
+relu6 = partial(F.relu6, inplace=True)
 
 
 class Recomputed(nn.Module):
@@ -44,6 +48,45 @@ class SqueezeExcite(nn.Module):
         """[n, channels, H, W] to the same shape."""
         means = x.mean((2, 3), keepdim=True)
         return x * torch.sigmoid(self.fc2(F.relu(self.fc1(means))))
+
+
+class InvertedResidual(Recomputed):
+    """project(se(depthwise(expand(x)))), plus x where the shape stays: wide inside, narrow and linear outside.
+
+    Sandler et al. 2018. With another `kernel`, and a squeeze `reduction` times narrower than the inside (0: none), the
+    block of Tan & Le 2019 (EfficientNet).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        expansion: int,
+        stride: int,
+        kernel: int = 3,
+        activation: Callable[[Tensor], Tensor] = relu6,
+        reduction: int = 0,
+    ) -> None:
+        super().__init__()
+        inside = inputs * expansion
+        self.expand = _normed(inputs, inside, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = _normed(inside, inside, kernel, stride, groups=inside)
+        self.se = SqueezeExcite(inside, reduction) if reduction else nn.Identity()
+        self.project = _normed(inside, outputs, 1)
+        self.expands, self.residual = expansion > 1, stride == 1 and inputs == outputs
+        self.activation = activation
+
+    def _compute(self, x: Tensor) -> Tensor:
+        y = self.activation(self.expand(x)) if self.expands else x
+        y = self.project(self.se(self.activation(self.depthwise(y))))
+        if self.residual:
+            y += x
+        return y
+
+
+def _normed(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, GroupBatchNorm2d(outputs))
 
 
 class StridedPointwise(nn.Conv2d):

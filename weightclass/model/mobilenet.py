@@ -7,17 +7,15 @@ Against the paper's network for 224x224 images, the stem and the 24-channel laye
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Annotated, ClassVar
 
 import msgspec
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from weightclass.config import Table
 from weightclass.errors import UserError
-from weightclass.model.blocks import Recomputed
+from weightclass.model.blocks import InvertedResidual, relu6
 from weightclass.model.dropout import HashDropout
 from weightclass.model.norm import GroupBatchNorm2d
 
@@ -26,8 +24,6 @@ STEM, HEAD = 32, 1280
 LAYERS = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 LINEAR_STD = 0.01  # of the linear layer's first weights, as torchvision has it
 SMALLEST = 5  # pixels a side: three times halved (5, 3, 2, 1), no map of one pixel is halved again
-
-relu6 = partial(F.relu6, inplace=True)
 
 
 class MobileNetV2Config(Table, kw_only=True, tag_field="name", tag="mobilenetv2"):
@@ -46,31 +42,6 @@ def widened(channels: int, width: float) -> int:
     wanted = channels * width
     rounded = max(8, int(wanted + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * wanted else rounded + 8
-
-
-class InvertedResidual(Recomputed):
-    """project(depthwise(expand(x))), plus x where the shape stays: wide inside, narrow and linear outside."""
-
-    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
-        super().__init__()
-        inside = inputs * expansion
-        self.expand = _convolution(inputs, inside, 1) if expansion > 1 else nn.Identity()
-        self.depthwise = _convolution(inside, inside, 3, stride, groups=inside)
-        self.project = _convolution(inside, outputs, 1, linear=True)
-        self.residual = stride == 1 and inputs == outputs
-
-    def _compute(self, x: Tensor) -> Tensor:
-        y = self.project(self.depthwise(self.expand(x)))
-        if self.residual:
-            y += x
-        return y
-
-
-def _convolution(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, linear: bool = False
-) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, GroupBatchNorm2d(outputs), *([] if linear else [nn.ReLU6(inplace=True)]))
 
 
 class MobileNetV2(nn.Module):

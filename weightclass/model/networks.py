@@ -9,12 +9,16 @@ from msgspec import structs
 from torch import nn
 
 from weightclass.config import to_setting, to_tree
+from weightclass.model.airbench import Airbench, AirbenchConfig
 from weightclass.model.init import initialise
+from weightclass.model.mbconv import MBConvConfig, MBConvNet
 from weightclass.model.mobilenet import MobileNetV2, MobileNetV2Config
 from weightclass.model.norm import GroupBatchNorm2d
 from weightclass.model.resnet import ResNet, ResNetConfig
 
-Network = ResNetConfig | MobileNetV2Config
+Network = ResNetConfig | MobileNetV2Config | AirbenchConfig | MBConvConfig
+_KINDS: dict[type, Any] = {ResNetConfig: ResNet, MobileNetV2Config: MobileNetV2, AirbenchConfig: Airbench}
+_KINDS[MBConvConfig] = MBConvNet
 
 
 def build(
@@ -29,9 +33,8 @@ def build(
     Without a seed it stays on the meta device: shapes without memory, enough to weigh it. Raises UserError for a
     shape that cannot work.
     """
-    kind: Any = ResNet if isinstance(config, ResNetConfig) else MobileNetV2
     with torch.device("meta"):
-        model = kind(config, image_shape, classes)
+        model = _KINDS[type(config)](config, image_shape, classes)
     if seed is None:
         return model
     model.to_empty(device="cpu")
@@ -44,8 +47,10 @@ def shrink(config: Network, width: float) -> Network:
     """`config` with all channels times `width`, rounded, at least 1 each (MobileNetV2's at least 8: its own rule)."""
     if isinstance(config, MobileNetV2Config):
         return structs.replace(config, width=config.width * width)
-    stem, *channels = (max(round(each * width), 1) for each in (config.stem_channels, *config.channels))
-    return structs.replace(config, channels=tuple(channels), stem_channels=stem if config.stem_channels else 0)
+    config = structs.replace(config, channels=tuple(max(round(each * width), 1) for each in config.channels))
+    if isinstance(config, ResNetConfig) and config.stem_channels:
+        return structs.replace(config, stem_channels=max(round(config.stem_channels * width), 1))
+    return config
 
 
 def settings(wanted: Network, base: Network) -> list[str]:

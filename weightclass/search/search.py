@@ -229,11 +229,11 @@ def _row(trial: FrozenTrial, plan: Search) -> Row:
 
 
 def brief(settings: Recipe) -> str:
-    """A network in short: `2,2,2,2 x 16,32,64,128`."""
-    model = settings.model
-    if not isinstance(model, ResNetConfig):
-        return f"mobilenetv2 x {model.width:g}"
-    return f"{','.join(map(str, model.blocks))} x {','.join(map(str, model.channels))}"
+    """A network in short: `2,2,2,2 x 16,32,64,128`, others than residual ones with their name before it."""
+    model = config.to_tree(settings.model)
+    parts = [",".join(map(str, model[key])) for key in ("blocks", "channels") if key in model]
+    named = [] if isinstance(settings.model, ResNetConfig) else [model["name"]]
+    return " x ".join(named + (parts or [f"{model['width']:g}"]))
 
 
 def _timed(rows: Sequence[Row], plan: Search, measured: bool) -> list[Row]:

@@ -1,14 +1,15 @@
-"""Optimizers as recipe tables, built on torch.optim: which parameters decay is our only addition."""
+"""Optimizers as recipe tables, built on torch.optim: which parameters decay, and how fast each kind moves, is ours."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from msgspec import Meta
 from torch import nn
 
 from weightclass.config import Table
+from weightclass.training import muon
 
 Rate = Annotated[float, Meta(gt=0, le=100)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
@@ -52,14 +53,38 @@ class AdamW(Table, tag_field="name", tag="adamw"):
     decay_norms: bool = False
 
 
-Optimizer = SGD | Adadelta | AdamW
+class Muon(Table, tag_field="name", tag="muon"):
+    """Recipe table [optimizer] with name = "muon": orthogonal steps for convolutions that a norm follows (so those
+    without a bias) and mix channels, SGD with Nesterov's momentum for all else (Jordan et al. 2024)."""
+
+    lr: Rate = 0.24
+    """Of those convolutions."""
+    momentum: Fraction = 0.6
+    steps: Annotated[int, Meta(ge=1, le=20)] = 3
+    """Newton-Schulz iterations."""
+    unit: bool = True
+    """Scale each such convolution to the 2-norm sqrt(out) before each step, so that `lr` is relative."""
+    sgd_lr: Rate = 0.02
+    """Of the linear layer and of other weights."""
+    sgd_momentum: Fraction = 0.85
+    vector_lr: Annotated[float, Meta(gt=0, le=10_000)] = 1.0
+    """Of norms and biases."""
+    weight_decay: Decay = 0.004
+    """Share of a weight stepped by SGD that a step at the full rate takes away."""
+    decay_norms: bool = True
+
+
+Optimizer = SGD | Adadelta | AdamW | Muon
 
 
 def build(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The torch optimizer over `model`'s parameters: weights (2-D and up) decay, norms and biases as the key says."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
+    """The torch optimizer over `model`'s parameters: weights (2-D and up) decay, norms and biases as the key says.
+
+    A group's rate is the schedule's times its `scale` (1 where it has none).
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    weights, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": config.weight_decay if config.decay_norms else 0.0},
     ]
@@ -73,3 +98,18 @@ def build(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
         case AdamW():
             betas = (config.beta1, config.beta2)
             return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
+        case Muon():
+            return muon.Muon(_muon_groups(config, model, groups), lr=config.lr, fused=fused)
+
+
+def _muon_groups(config: Muon, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The convolutions that Muon takes out of `groups` (weights, vectors), and these with SGD's settings."""
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is None and m.groups == 1]
+    taken = {id(conv.weight) for conv in convs if conv.weight.requires_grad}
+    matrices = [p for p in groups[0]["params"] if id(p) in taken]
+    groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in taken]
+    for group, rate in zip(groups, (config.sgd_lr, config.vector_lr), strict=True):
+        group |= {"weight_decay": group["weight_decay"] / rate, "scale": rate / config.lr}
+        group |= {"momentum": config.sgd_momentum, "nesterov": config.sgd_momentum > 0}
+    first = {"params": matrices, "orthogonal": True, "beta": config.momentum, "steps": config.steps}
+    return [first | {"unit": config.unit}, *groups]

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.reference.plain_airbench import CifarNet
+from weightclass import config
+from weightclass.errors import UserError
+from weightclass.model.airbench import Airbench, AirbenchConfig
+from weightclass.model.networks import build
+
+CIFAR = (3, 32, 32)
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.sin(torch.arange(torch.Size(shape).numel(), dtype=torch.float32) * 0.7).view(shape)
+
+
+def acquainted(network: AirbenchConfig, seed: int = 1) -> Airbench:
+    model = build(network, CIFAR, 10, seed=seed)
+    assert isinstance(model, Airbench)
+    model.acquaint(images(20, *CIFAR))
+    return model
+
+
+def plain_names(model: Airbench) -> dict[str, torch.Tensor]:
+    """Our weights under the twin's names; its head is divided by the number of its inputs in every pass."""
+    renamed = {}
+    for name, tensor in model.state_dict().items():
+        name = name.replace("conv1", "whiten", 1).replace("linear", "head")
+        for layer in (1, 2, 3):
+            name = name.replace(f"layer{layer}.", f"layers.{layer}.")
+        for i in (0, 1):
+            name = name.replace(f"convs.{i}", f"conv{i + 1}").replace(f"norms.{i}", f"norm{i + 1}")
+        renamed[name] = tensor * tensor.shape[1] if name == "head.weight" else tensor
+    return renamed
+
+
+def test_equals_plain_twin() -> None:
+    model, twin = acquainted(AirbenchConfig(channels=(8, 12, 16))), CifarNet((8, 12, 16))
+    twin.load_state_dict(plain_names(model))  # strict: nothing is left over on either side
+    batch = images(6, *CIFAR).contiguous(memory_format=torch.channels_last)
+    for training in (True, False):  # training first, so that evaluation has moved running statistics
+        ours, plain = model.train(training)(batch), twin.train(training)(batch)
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+    model.train()(batch).square().mean().backward()
+    twin.train()(batch).square().mean().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is None} == {
+        "conv1.weight",
+        *(name for name, p in model.named_parameters() if "norms" in name and name.endswith("weight")),
+    }
+    torch.testing.assert_close(
+        model.get_parameter("layer1.convs.0.weight").grad,
+        twin.get_parameter("layers.1.conv1.weight").grad,
+        atol=1e-6,
+        rtol=1e-4,
+    )
+
+
+def test_starts_as_the_twin_does() -> None:
+    """The same parts passed on, the same spread of everything else."""
+    torch.manual_seed(0)
+    ours, theirs = plain_names(acquainted(AirbenchConfig())), CifarNet().state_dict()
+    assert sum(p.numel() for p in CifarNet().parameters()) == 1_972_792
+    for name in ("layers.1.conv1.weight", "layers.2.conv2.weight", "layers.3.conv1.weight"):
+        rows = ours[name].shape[1]
+        assert torch.equal(ours[name][:rows], theirs[name][:rows])
+        assert ours[name][rows:].numel() == 0 or ours[name][rows:].std() == pytest.approx(
+            theirs[name][rows:].std().item(), rel=0.02
+        )
+    assert ours["head.weight"].std().item() == pytest.approx(theirs["head.weight"].std().item(), rel=0.05)
+
+
+def test_the_stem_whitens() -> None:
+    """What it makes of the images that it was shown has equal variance along each axis, and no correlation."""
+    model, shown = acquainted(AirbenchConfig()), torch.randn(50, *CIFAR, generator=torch.Generator().manual_seed(0))
+    shown = torch.nn.functional.avg_pool2d(shown, 3, 1, 1)  # neighbours are alike, as in pictures
+    model.acquaint(shown)
+    twin = CifarNet()
+    twin.init_whiten(shown)
+    responses = model.conv1(shown)[:, :12].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(responses @ responses.T / responses.shape[1], torch.eye(12), atol=0.06, rtol=0)
+    ours, theirs = (each.flatten(1)[:12] for each in (model.conv1.weight, twin.whiten.weight))
+    torch.testing.assert_close((ours * theirs).sum(1).abs(), ours.norm(dim=1) * theirs.norm(dim=1))  # up to the sign
+    assert torch.equal(model.conv1.weight[12:], -model.conv1.weight[:12])
+
+
+def test_residual_layers_add_what_their_first_convolution_came_to() -> None:
+    network = AirbenchConfig(channels=(8, 8), convs=3, residual=True)
+    model, plain = acquainted(network), acquainted(AirbenchConfig(channels=(8, 8), convs=3))
+    batch = images(4, *CIFAR)
+    layer = model.get_submodule("layer1")
+    x = torch.nn.functional.gelu(model.conv1(batch))
+    first = torch.nn.functional.gelu(layer.norms[0](layer.pool(layer.convs[0](x))))  # type: ignore[operator, index]
+    y = torch.nn.functional.gelu(layer.norms[1](layer.convs[1](first)))  # type: ignore[operator, index]
+    y = torch.nn.functional.gelu(layer.norms[2](layer.convs[2](y)) + first)  # type: ignore[operator, index]
+    torch.testing.assert_close(layer(x), y)
+    assert not torch.allclose(layer(x), plain.get_submodule("layer1")(x))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"channels": []}, "channels is empty"),
+        ({"residual": True, "convs": 1}, "set convs to 2"),
+    ],
+)
+def test_refused(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        config.build({"name": "airbench", **settings}, AirbenchConfig, "[model]")
+
+
+def test_small_images_are_refused() -> None:
+    with pytest.raises(UserError, match="8x8 images are too small for 3 layers"):
+        build(AirbenchConfig(), (3, 8, 8), 10)
+    build(AirbenchConfig(), (3, 9, 9), 10)

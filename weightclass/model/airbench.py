@@ -1,0 +1,127 @@
+"""The network of Keller Jordan's airbench: a frozen whitening stem, plain convolutions, nothing a short training does
+not need (arXiv 2404.00498; github.com/KellerJordan/cifar10-airbench, airbench94_muon.py and airbench96.py)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weightclass.config import Table
+from weightclass.errors import UserError
+from weightclass.model.blocks import Recomputed
+from weightclass.model.norm import GroupBatchNorm2d
+from weightclass.model.resnet import ACTIVATIONS, Size
+
+WHITENED = 5_000  # images that are looked at
+NORM = {"eps": 1e-12, "momentum": 0.4}  # running statistics of the last few steps, for weights move fast
+
+
+class AirbenchConfig(Table, kw_only=True, tag_field="name", tag="airbench"):
+    """The recipe's [model] table. The defaults are airbench94's network: 1.97 M parameters on CIFAR-10."""
+
+    cure: ClassVar[str] = "use narrower model.channels"
+
+    channels: tuple[Size, ...] = (64, 256, 256)
+    """Channels a layer; each layer halves the map, behind its first convolution."""
+    convs: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
+    """3x3 convolutions a layer."""
+    residual: bool = False
+    """Add what a layer's first convolution came to before its last activation (airbench96, of 3 `convs`)."""
+    whiten: Annotated[int, msgspec.Meta(ge=1, le=5)] = 2
+    """Kernel of the stem, which is not trained: patches of that size along their principal axes and against them, at
+    equal variance; 0 pixels of padding."""
+    activation: Literal["relu", "gelu", "silu"] = "gelu"
+
+    def __post_init__(self) -> None:
+        if not self.channels:
+            raise ValueError("channels is empty: each layer needs its number")
+        if self.residual and self.convs < 2:
+            raise ValueError("residual adds around the convolutions after a layer's first: set convs to 2 or more")
+
+
+class Layer(Recomputed):
+    """act(norm(pool(conv(x)))), then act(norm(conv(x))) as often as asked."""
+
+    def __init__(self, config: AirbenchConfig, inputs: int, outputs: int) -> None:
+        super().__init__()
+        widths = [inputs] + [outputs] * config.convs
+        convs = [nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths)]
+        self.convs, self.norms = (
+            nn.ModuleList(convs),
+            nn.ModuleList(_norm(outputs, folds=i > 0) for i in range(config.convs)),
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.residual, self.activation = config.residual, ACTIVATIONS[config.activation]
+
+    def _compute(self, x: Tensor) -> Tensor:
+        first = None
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = conv(x) if first is not None else self.pool(conv(x))
+            x = norm(x)
+            x = x + first if self.residual and first is not None and conv is self.convs[-1] else x
+            x = self.activation(x)
+            first = x if first is None else first
+        return x
+
+
+def _norm(channels: int, folds: bool) -> nn.Module:
+    """Its scales stay 1: the next convolution has its own. One behind the pool could be folded, but OpenVINO would then
+    take the pool after GELU, which does not rise everywhere (2026.4, CPU)."""
+    norm = GroupBatchNorm2d(channels, folds)
+    norm.eps, norm.momentum = NORM["eps"], NORM["momentum"]
+    norm.weight.requires_grad_(False)
+    return norm
+
+
+class Airbench(nn.Module):
+    """Normalised float images [n, C, H, W] to logits [n, classes]. Raises UserError for images that are too small."""
+
+    def __init__(self, config: AirbenchConfig, image_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        images, side = image_shape[0], min(image_shape[1:])
+        if (side - config.whiten + 1) >> len(config.channels) < 1:
+            raise UserError(
+                f"model.channels: {image_shape[1]}x{image_shape[2]} images are too small for {len(config.channels)} "
+                "layers, each of which halves the map: use fewer entries"
+            )
+        self.config = config
+        stem = 2 * images * config.whiten**2
+        self.conv1 = nn.Conv2d(images, stem, config.whiten)
+        self.conv1.weight.requires_grad_(False)
+        self.layer_names = [f"layer{i}" for i in range(1, len(config.channels) + 1)]
+        for name, inputs, outputs in zip(self.layer_names, (stem, *config.channels), config.channels, strict=False):
+            self.add_module(name, Layer(config, inputs, outputs))
+        self.linear = nn.Linear(config.channels[-1], classes, bias=False)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.activation(self.conv1(images))
+        for name in self.layer_names:
+            x = self.get_submodule(name)(x)
+        return self.linear(x.amax((2, 3)))
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """What a fresh network has of its own: convolutions begin by passing inputs on, logits near zero."""
+        for name in self.layer_names:
+            for conv in self.get_submodule(name).convs:  # type: ignore[union-attr]
+                inputs = conv.weight.shape[1]
+                conv.weight.mul_((conv.weight.shape[0] / (6 * inputs)) ** 0.5)  # to torch's variance, 1 / (3 fan_in)
+                nn.init.dirac_(conv.weight[:inputs])
+        self.linear.weight.mul_((self.linear.out_features / 2) ** 0.5 / self.linear.in_features)
+
+    @torch.no_grad()
+    def acquaint(self, images: Tensor) -> None:
+        """Set the stem by normalised training images [n, C, H, W]: eigenvectors of their patches' covariance, each
+        divided by the root of its eigenvalue (+ 5e-4), and the same negated."""
+        size = self.config.whiten
+        patches = F.unfold(images[:WHITENED].double(), size).transpose(1, 2).flatten(0, 1)  # [n, C * size * size]
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        vectors = vectors * vectors.sum(0).sign()  # of the two directions of each, the same one on any machine
+        axes = (vectors / (values + 5e-4).sqrt()).T.reshape(-1, *self.conv1.weight.shape[1:])
+        self.conv1.weight.copy_(torch.cat([axes, -axes]))
