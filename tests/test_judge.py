@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +14,9 @@ import weightclass as wc
 from weightclass import judge, recipe, results
 from weightclass.data import sources
 from weightclass.errors import UserError
+from weightclass.evaluation import corruptions
+from weightclass.evaluation.corruptions import corrupt
+from weightclass.evaluation.robustness import Robustness
 from weightclass.modelfile import Classifier
 
 TINY = (
@@ -121,6 +125,27 @@ def test_views_are_reported_apart(run: Path, tmp_path: Path) -> None:
     assert cards[judge.PLAIN] == wc.evaluate(run, "validation")
     assert len({card.nll for card in cards.values()}) == 3
     assert {path.name for path in tmp_path.glob("*.png")} >= {"confusion.png", "reliability.png"}
+
+
+def test_robustness_is_judged_image_by_image_within_the_look_at_the_clean_ones(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {kind: corruptions.KINDS[kind] for kind in ("glass_blur", "contrast")}
+    monkeypatch.setattr("weightclass.judge.KINDS", kinds)
+    model, before = wc.load(run), results.readings(run)
+    judged = judge.labelled(model, "test")
+    card, seen = judge.scorecards(model, judged)[judge.PLAIN], list[tuple[int, int]]()
+    found = judge.robustness(model, judged, card, tmp_path, lambda *done: seen.append(done))
+    assert results.readings(run) == before + 1
+    assert seen[-1] == (3600, 3600) and (found.n, found.clean, found.split) == (360, card.accuracy, "test")
+    _, test = sources.digits()
+    logits = model.logits(torch.cat([corrupt(test.images[i : i + 1], "glass_blur", 4, first=i) for i in range(360)]))
+    assert found.kinds["glass_blur"][3] == pytest.approx((logits.argmax(1) == test.labels).double().mean().item())
+    assert found.mean == pytest.approx(sum(map(sum, found.kinds.values())) / 10)
+    assert msgspec.json.decode((tmp_path / "robustness.json").read_bytes(), type=Robustness) == found
+    assert (tmp_path / "robustness.png").is_file()
+    monkeypatch.setattr("weightclass.judge.TOGETHER", 64 * 7)  # seven images at a time
+    assert judge.robustness(model, judged, card).kinds == found.kinds
 
 
 def test_images_of_another_shape_are_refused(run: Path) -> None:

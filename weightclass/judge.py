@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -16,13 +18,17 @@ from weightclass.data.download import cache_folder
 from weightclass.data.sources import Data
 from weightclass.errors import UserError
 from weightclass.evaluation import charts, grids, metrics
+from weightclass.evaluation import robustness as robust
+from weightclass.evaluation.corruptions import KINDS, SEVERITIES, corrupt
 from weightclass.evaluation.metrics import Scorecard
 from weightclass.evaluation.views import VIEWS, once
+from weightclass.files import atomic_write
 from weightclass.modelfile import Classifier
 from weightclass.runlog import Progress
 
 PLAIN, ALL = "one view", "all"
 SPLITS = ("test", "validation", "train")
+TOGETHER = 2**21  # values that are corrupted at a time: some 700 images of CIFAR
 SETS = ("digits", *sources.CIFARS, "folder")
 
 
@@ -70,6 +76,35 @@ def scorecards(
         headline = f"{classifier.name}: {card.accuracy:.2%} on {card.n:,} {judged.split} images"
         draw(card, logits[PLAIN], images, Path(save), headline)
     return cards
+
+
+def robustness(
+    classifier: Classifier,
+    judged: Judged,
+    clean: Scorecard,
+    save: str | Path = "",
+    progress: Progress | None = None,
+) -> robust.Robustness:
+    """Accuracy on the images that `clean` is the plain scorecard of, in 15 kinds and 5 severities of corruption. It
+    belongs to the look at the test set that `scorecards` counted. `save`: a folder for robustness.json and .png."""
+    images, labels, looks = judged.images.images, judged.images.labels, list(product(KINDS, SEVERITIES))
+    right = torch.zeros(len(looks), dtype=torch.int64)
+    together = max(1, TOGETHER // math.prod(classifier.image_shape))
+    for first in range(0, len(images), together):
+        piece = images[first : first + together]
+        for i, (kind, severity) in enumerate(looks):
+            said = classifier.logits(corrupt(piece, kind, severity, first)).argmax(1)
+            right[i] += (said == labels[first : first + together]).sum()
+            if progress:
+                progress(len(looks) * first + (i + 1) * len(piece), len(looks) * len(images))
+    shares = (right.double() / len(images)).view(len(KINDS), -1)
+    told = {"model": classifier.name, "split": judged.split, "n": len(images), "clean": clean.accuracy}
+    kinds = dict(zip(KINDS, map(tuple, shares.tolist()), strict=True))
+    found = robust.Robustness(**told, mean=shares.mean().item(), kinds=kinds)
+    if save:
+        atomic_write(Path(save) / "robustness.json", msgspec.json.format(msgspec.json.encode(found)).decode() + "\n")
+        robust.draw(found, images[:1][0], Path(save) / "robustness.png")
+    return found
 
 
 def count(classifier: Classifier, judged: Judged, why: str) -> None:
