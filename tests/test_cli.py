@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from weightclass import results
 from weightclass.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +73,16 @@ def test_eval_prints_the_accuracy(folder: Path, capsys: pytest.CaptureFixture[st
     assert "of 130 images right" in out
 
 
+@pytest.mark.slow
+def test_eval_on_corrupted_images(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readings = results.readings(folder)
+    assert code_of("eval", str(folder), "--robustness", "--save", str(tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert "% accuracy" in out and "glass blur" in out and "corrupted, 360 test images" in out
+    assert results.readings(folder) == readings + 1
+    assert {"robustness.json", "robustness.png", "confusion.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
 def test_weigh_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of("weigh", "small-cpu") == 0
     assert "701,466" in capsys.readouterr().out
@@ -89,6 +100,12 @@ def test_samples_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert code_of(*words) == 0
     assert [path.read_bytes()[:8] for path in tmp_path.iterdir()] == [b"\x89PNG\r\n\x1a\n"]
     assert "seen.png" in capsys.readouterr().out
+
+
+def test_models_lists_every_class(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of("models") == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("100k", "300k", "700k", "1m", "5m", "sprint-94", "sprint-96", "sprint-97"))
 
 
 @pytest.mark.parametrize("verb", [[], ["train"], ["eval"], ["weigh"], ["samples"]])

@@ -22,9 +22,10 @@ STOREYS = (
     {"run"},
     {"pace"},
     {"session", "judge", "ask"},
+    {"teachers"},
     {"modelfile", "results"},
     {"recipe"},
-    {"training", "evaluation", "data", "augment", "model", "runtimes", "trackers"},
+    {"training", "evaluation", "data", "augment", "model", "runtimes", "trackers", "champions"},
     {"device", "runlog"},  # the ground: these two may stand on those below
     {"config", "seeding", "files", "stopping", "batching", "ranks"},
     {"errors"},

@@ -74,6 +74,25 @@ def test_every_network_comes_back(tmp_path: Path, overrides: tuple[str, ...]) ->
     assert torch.equal(wc.load(tmp_path).logits(pictures()), model.logits(pictures()))
 
 
+@pytest.mark.parametrize("overrides", [(), ("model.se=blocks",), ("model.name=mobilenetv2", "model.width=0.1")])
+def test_half_precision_keeps_norms_and_hardly_moves_logits(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    model, drawn = made_up(*overrides), torch.Generator().manual_seed(1)
+    for name, tensor in model.network.state_dict().items():
+        if tensor.ndim == 1 and not name.startswith("linear"):
+            tensor.uniform_(0.5, 1.5, generator=drawn)  # of norms: no fp16 numbers
+    size = modelfile.save(tmp_path / "whole", model)
+    weights = sum(tensor.numel() for tensor in model.network.state_dict().values() if tensor.ndim > 1)
+    assert size - modelfile.save(tmp_path / "half", model, half=True) == pytest.approx(2 * weights, rel=0.2)
+    loaded = wc.load(tmp_path / "half")
+    for name, tensor in model.network.state_dict().items():
+        found = loaded.network.state_dict()[name]
+        assert torch.equal(found, tensor if tensor.ndim < 2 else tensor.half().float())
+    said, expected = loaded.logits(pictures(64)), model.logits(pictures(64))
+    assert 0 < (said - expected).abs().max() < 0.01 * expected.std()
+    modelfile.save(tmp_path / "again", loaded, half=True)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "half").read_bytes()
+
+
 def test_logits_are_those_of_the_normalised_images() -> None:
     model = made_up()
     with torch.no_grad():

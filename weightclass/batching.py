@@ -20,6 +20,8 @@ class Batch:
     indices: Tensor
     total: int = 0
     """Images of the global batch, of which these are one rank's part; 0: these are all."""
+    teacher: Tensor | None = None
+    """Logits [n, classes] to learn from."""
 
 
 def cuts(images: int, size: int) -> list[int]:

@@ -162,21 +162,49 @@ def train(words: tuple[str, ...], out: str, data: str, budget: str, time_limit: 
     return EXIT_CODES[outcome.stopped] if outcome.stopped else 0
 
 
+@cli.command(short_help="Ask a recipe's teachers once, ahead of its training.")
+@_recipe
+@click.option("--out", type=Place(), metavar="FOLDER", help="where their logits go  [default: distill.cache]")
+@click.option("--time-limit", default="", help="save and stop in time: 90s, 9m, 1.5h")
+def teach(words: tuple[str, ...], out: str | None, time_limit: str) -> int:
+    """Write what distill.teachers say to all that a training will show: with distill.cache it runs no teacher then."""
+    from weightclass import run
+    from weightclass.config import parse_duration
+    from weightclass.runlog import say
+    from weightclass.stopping import EXIT_CODES
+
+    name, settings = _sorted(words)
+    limit = parse_duration(time_limit) - (time.monotonic() - _STARTED) if time_limit else None
+    folder, stopped = run.teach(name, *settings, out=out or "", time_limit=limit)
+    say(f"stopped ({stopped}): the same command continues" if stopped else f"{folder}: all epochs are there")
+    return EXIT_CODES[stopped] if stopped else 0
+
+
 @cli.command("eval", short_help="Score a trained model.")
 @click.argument("model")
 @click.option("--split", default="", help="test, validation or train  [default: test, where there is one]")
 @click.option("--data", default="", help="other images: a folder of class folders, or cifar10, cifar100, digits")
 @click.option("--data-path", default="", help="where the data lies, if not where the recipe says")
 @click.option("--views", is_flag=True, help="also with test-time views (mirrored, shifted), reported apart")
+@click.option("--robustness", is_flag=True, help="also on corrupted images: 15 kinds x 5 severities, CIFAR-10-C style")
 @click.option("--save", type=Place(), metavar="FOLDER", help="draw confusions, calibration and mistakes there")
 @_device
 @_published
 def evaluate(
-    model: str, split: str, data: str, data_path: str, views: bool, save: str, device: str, **said: Any
+    model: str,
+    split: str,
+    data: str,
+    data_path: str,
+    views: bool,
+    robustness: bool,
+    save: str,
+    device: str,
+    **said: Any,
 ) -> int:
-    """Score MODEL: a finished run's folder, its model file, or a published CIFAR-ResNet's state dict."""
+    """Score MODEL: a finished run's folder, its model file, a champion, or a published CIFAR-ResNet's state dict."""
     from weightclass import judge, modelfile
     from weightclass.evaluation import metrics
+    from weightclass.evaluation import robustness as robust
     from weightclass.files import check_writable
     from weightclass.runlog import console, left_out, working
 
@@ -192,7 +220,12 @@ def evaluate(
     if judged.names_from:
         named = ", ".join(f"{i} = {name}" for i, name in enumerate(judged.images.classes[:4]))
         print(f"class names are those of {judged.names_from}, in alphabetical order: {named} ...", file=sys.stderr)
-    console().print(metrics.table(cards.pop(judge.PLAIN), cards))
+    card = cards.pop(judge.PLAIN)
+    console().print(metrics.table(card, cards))
+    if robustness:
+        with working("images corrupted and judged") as progress:
+            found = judge.robustness(classifier, judged, card, save, progress)
+        console().print(robust.table(found))
     if save:
         console().print(f"\npictures in {save}", markup=False)
     return 0
@@ -433,7 +466,9 @@ def search(
 @click.argument("model")
 @click.argument("more", nargs=-1, metavar="[FORMAT]...")
 @click.option("--to", "formats", multiple=True, metavar="FORMAT", help="one or more, or all  [default: onnx onnx-int8]")
-@click.option("--out", type=Place(), metavar="FOLDER", help="where the files go  [default: export in the run's folder]")
+@click.option(
+    "--out", type=Place(), metavar="FOLDER", help="for the files  [default: export in the run's, or in runs/CHAMPION]"
+)
 @click.option(
     "--data", default="", help="other images to calibrate and judge on: a folder, or cifar10, cifar100, digits"
 )
@@ -532,21 +567,19 @@ def bench(
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="or the next free one")
 @click.option("--serve/--no-serve", default=True, help="serve it on this machine and open it  [default: serve]")
 def webpage(model: str, out: str, runtime: str | None, port: int, serve: bool) -> int:
-    """Write a page that classifies dropped, pasted and filmed pictures with MODEL: a run, or an .onnx file of it.
+    """Write a page that classifies dropped, pasted and filmed pictures with MODEL: a run, a champion, or an .onnx file.
 
     Nothing leaves the browser. Of a run it takes the plainest .onnx file (float32, if there is one), or exports one.
     """
     from pathlib import Path
+    from tempfile import TemporaryDirectory
 
     from weightclass.edge import webpage as edge
-    from weightclass.edge.export import export as write
     from weightclass.runlog import console
 
-    file = edge.exported(Path(model)) or Path(model)
-    if file.suffix != ".onnx":
-        [handed] = write(model, ["onnx"])
-        file = handed.path
-    edge.build(file, Path(out), Path(runtime) if runtime else None)
+    with TemporaryDirectory() as spare:
+        file = edge.source(model, Path(spare))
+        edge.build(file, Path(out), Path(runtime) if runtime else None)
     console().print(f"{out}: {file.name} in a page that any static host can serve", markup=False)
     if serve:
         edge.serve(Path(out), port)
@@ -566,6 +599,20 @@ def report(place: str, save: str | None) -> int:
 
     page = write_report(place, save or "")
     console().print(f"{page}: {human_bytes(page.stat().st_size)}", markup=False)
+    return 0
+
+
+@cli.command(short_help="List the trained networks that ship with the package.")
+def models() -> int:
+    """List the champions, a weight class each, that any verb takes as MODEL by name: weightclass predict 300k cat.jpg.
+
+    Their accuracy is that of the shipped file on CIFAR-10's test images; what is published stands beside it.
+    """
+    from weightclass import champions
+    from weightclass.runlog import console
+
+    out = console()
+    out.print(champions.table(champions.models(), narrow=out.width < 112))
     return 0
 
 

@@ -20,7 +20,7 @@ import torch
 from msgspec import structs
 from torch import Tensor, nn
 
-from weightclass import config
+from weightclass import champions, config
 from weightclass.augment.ops import normalise
 from weightclass.augment.pipeline import Augment
 from weightclass.data import images
@@ -82,8 +82,11 @@ class Classifier:
 
     @property
     def home(self) -> Path:
-        """The folder of its run, as far as its file's place tells."""
+        """The folder of its run, as far as its file's place tells; a champion has none: what is made of it goes to
+        runs/NAME, not into the package."""
         above = self.path.parent if self.path else Path()
+        if self.path and above.resolve() == champions.FOLDER.resolve():
+            return Path("runs", self.path.stem)
         return above.parent if above.name == EXPORTS else above
 
     def logits(self, pixels: Tensor | Stored, views: Views = once, progress: Progress | None = None) -> Tensor:
@@ -150,8 +153,10 @@ def answers(logits: Tensor, classes: Sequence[str], top: int = 1) -> list[Predic
 
 def header(model: Classifier) -> dict[str, str]:
     """All that travels with the weights, in any format."""
-    # Without the places of data and trackers: they mean nothing elsewhere, and are nobody's business.
-    recipe = structs.replace(model.recipe, data=structs.replace(model.recipe.data, path=""), track=Track())
+    # Without the places of data, teachers and trackers: they mean nothing elsewhere, and are nobody's business.
+    data, told = structs.replace(model.recipe.data, path=""), model.recipe.distill
+    distill = structs.replace(told, teachers=tuple(told.digests()), cache="")  # by hash
+    recipe = structs.replace(model.recipe, data=data, distill=distill, track=Track())
     return {
         "format": FORMAT,
         "recipe": config.to_toml(recipe),
@@ -163,11 +168,16 @@ def header(model: Classifier) -> dict[str, str]:
     }
 
 
-def save(path: Path, model: Classifier) -> int:
-    """Write `model` atomically; returns the file's bytes."""
+def save(path: Path, model: Classifier, half: bool = False) -> int:
+    """Write `model` atomically; returns the file's bytes.
+
+    `half`: the weights of convolutions and linear layers as fp16. Biases and all of norms, which is 1-D, stay float32.
+    """
     from safetensors.torch import save as to_bytes
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    if half:
+        tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
     payload = _sorted(to_bytes(tensors, header(model)))
     atomic_write(path, payload)
     return len(payload)
@@ -190,16 +200,17 @@ def load(
     pool: str = "",
     size: int = 0,
 ) -> Classifier:
-    """Read a model file, the one in a run folder, an exported file, or a published state dict, for device `on` ("cpu",
-    "cuda", "mps"; exported files run on the CPU).
+    """Read a model file, the one in a run folder, a champion by its name ("5m"; a place called so is "./5m"), an
+    exported file, or a published state dict, for device `on` ("cpu", "cuda", "mps"; exported files run on the CPU).
 
     A published one (.pt, .pth, .safetensors; .onnx where it takes floats) needs the `mean` and `std` its images were
     normalised with, one number a channel in units of 0..1, sometimes its `pool`, and the `size` of its images where
     that is not 32. Nothing in any file is executed. Raises UserError.
     """
+    path = champions.find(path) or path
     file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     if not str(path) or not file.exists():
-        raise UserError(f"{path}: no {FILE_NAME} there; give a finished run's folder or a model file")
+        raise UserError(f"{path}: no {FILE_NAME} there; give a finished run's folder or a model file, or a champion")
     if file.suffix.lower() in images.SUFFIXES:
         raise UserError(f"{path}: a picture, no model: the model comes first")
     opened = _opened(file, on) if file.suffix.lower() in EXPORTED else None

@@ -22,15 +22,17 @@ from weightclass.model.design import pick
 from weightclass.model.networks import Network
 from weightclass.model.resnet import ResNetConfig
 from weightclass.trackers import Track
+from weightclass.training.distill import Distill
 from weightclass.training.loop import Train
 from weightclass.training.optim import SGD, Optimizer
 from weightclass.training.schedule import AnySchedule, Cosine
 
 
 class Recipe(Table):
-    """All tables of a recipe file. The budget bounds the network but does not change its weights."""
+    """All tables of a recipe file. The budget bounds the network but does not change its weights; what [distill] does
+    to them, `fingerprint` adds."""
 
-    cosmetic: ClassVar[frozenset[str]] = frozenset({"budget", "track"})
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"budget", "track", "distill"})
 
     data: Data = Data()
     budget: Budget = Budget()
@@ -39,6 +41,7 @@ class Recipe(Table):
     optimizer: Optimizer = SGD()
     schedule: AnySchedule = Cosine()
     train: Train = Train()
+    distill: Distill = Distill()
     machine: Machine = Machine()
     track: Track = Track()
 
@@ -134,8 +137,10 @@ def weigh(recipe: Recipe, found: Found | None = None) -> Weights:
 
 
 def fingerprint(recipe: Recipe, data_digest: str) -> str:
-    """Names the run: all that can change its weights, the data's hash included."""
-    return config.fingerprint(recipe, data_digest)
+    """Names the run: all that can change its weights, the hashes of data and teachers included."""
+    told = recipe.distill
+    learned = (f"{told.temperature} {told.weight}", *told.digests()) if told else ()
+    return config.fingerprint(recipe, data_digest, *learned)
 
 
 def reproduce(named: Named) -> str:

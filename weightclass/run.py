@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from weightclass import __version__, device, judge, modelfile, pace, ranks, recipe, results, trackers
@@ -28,6 +29,7 @@ from weightclass.results import Result
 from weightclass.runlog import console, working
 from weightclass.session import Observer, Session, Watch, augmentation
 from weightclass.stopping import EXIT_CODES, Stopper
+from weightclass.teachers import Teachers
 from weightclass.training.checkpoint import Keeper
 from weightclass.training.loop import fit
 
@@ -136,6 +138,27 @@ def samples(
     settings, pipeline = named.recipe.train, augmentation(named.recipe, data, torch.device("cpu"))
     loader = Loader(data, settings.batch_size, settings.seed, settings.drop_last)
     _contact_sheet(named, pipeline, loader, path, images, draws)
+
+
+def teach(
+    name: str = "quickstart", *overrides: str, out: str | Path = "", time_limit: float | None = None
+) -> tuple[Path, str | None]:
+    """Write what recipe `name`'s teachers say to each picture of its training to `out` (distill.cache, if left out) for
+    all students that are shown the same; the same call goes on. The folder; why it stopped early. Raises UserError."""
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    whole = recipe.load(name, *overrides).recipe
+    settings, folder = whole.train, out or whole.distill.cache
+    if not whole.distill.teachers or not folder:
+        raise UserError("teach needs teachers and a place for what they say: distill.teachers=RUN --out FOLDER")
+    whole = structs.replace(whole, distill=structs.replace(whole.distill, cache=""))
+    with working("decoding") as progress:
+        train = sources.load(whole.data, progress).train
+    decisions, folder = device.decide(whole.machine), Path(folder).expanduser()
+    pipeline = augmentation(whole, train, device.apply(decisions))
+    loader = Loader(train, settings.batch_size, settings.seed, settings.drop_last, pipeline.device)
+    teachers = Teachers(whole, train, loader, pipeline, decisions.precision)
+    with run_lock(folder), Stopper(deadline) as stopper, working("epochs") as progress:
+        return folder, teachers.write(folder, pipeline, stopper, progress)
 
 
 def _weighed(named: Named, found: Found) -> Weights:

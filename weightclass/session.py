@@ -26,10 +26,12 @@ from weightclass.evaluation import metrics, predict
 from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import atomic_write
 from weightclass.model import networks, padding
+from weightclass.model.airbench import WHITENED, Airbench
 from weightclass.model.budget import Weights
 from weightclass.recipe import Named, Recipe
 from weightclass.runlog import Meter, Metrics, human_bytes, left_out
 from weightclass.stopping import Stopper
+from weightclass.teachers import Teachers
 from weightclass.trackers import Track, Trackers
 from weightclass.training import optim, schedule
 from weightclass.training.averaging import Average
@@ -64,6 +66,8 @@ class Session:
         settings = self.recipe.train
         size, seed, drop_last = settings.batch_size, settings.seed, settings.drop_last
         self.loader = Loader(train, size, seed, drop_last, self.device, settings.group)
+        how = self.loader, self.pipeline, decisions.precision
+        self.teachers = Teachers(self.recipe, splits.train, *how) if self.recipe.distill else None
         self.plan = Plan(
             train=settings,
             steps_per_epoch=self.loader.steps,
@@ -73,6 +77,7 @@ class Session:
             compile=decisions.compile,
             graphs=decisions.graphs,
             micro_batch=decisions.micro_batch,
+            distill=self.recipe.distill,
             recompute=decisions.recompute,
         )
         self._network = self.recipe.model, splits.train.image_shape, len(splits.train.classes)
@@ -132,6 +137,8 @@ class Session:
     def _fresh_state(self, pad: bool) -> State:
         settings = self.recipe.train
         model = networks.build(*self._network, settings.seed, self.device)
+        if isinstance(model, Airbench):
+            model.acquaint(self.pipeline.normalise(self.splits.train.images[:WHITENED].to(self.device)))
         model = padding.padded(model, *self._network) if pad else model
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         networks.group_norms(model, settings.group)
@@ -162,11 +169,12 @@ class Session:
             self.meter.say(f"continuing in {self.folder} at step {self.state.step:,} of {self.plan.steps:,}")
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """The batches of one epoch from step `first` on, augmented and normalised on the device."""
+        """The batches of one epoch from step `first` on, augmented, seen by teachers, and normalised on the device."""
         for step, batch in enumerate(self.loader.epoch(epoch, first), epoch * self.loader.steps + first):
             with self.augmenting.timing():
                 batch = self.pipeline.augment(batch, epoch, step)
-                batch = replace(batch, images=self.pipeline.normalise(batch.images))
+                teacher = self.teachers and self.teachers(batch, epoch, step)
+                batch = replace(batch, images=self.pipeline.normalise(batch.images), teacher=teacher)
             yield batch
 
     @property
@@ -208,10 +216,11 @@ def augmentation(recipe: Recipe, train: Dataset, device: torch.device, compiled:
 
 
 def located(recipe: Recipe) -> Recipe:
-    """With the whole path of its data, for whoever comes from another folder."""
+    """With the whole paths of its data and teachers, for whoever comes from another folder."""
     data = recipe.data
     path = str(Path(data.path).expanduser().absolute()) if data.path else ""
-    return msgspec.structs.replace(recipe, data=msgspec.structs.replace(data, path=path))
+    located = {"data": msgspec.structs.replace(data, path=path), "distill": recipe.distill.located()}
+    return msgspec.structs.replace(recipe, **located)
 
 
 def decided(folder: Path) -> device.Decisions | None:

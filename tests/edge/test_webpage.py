@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import base64
+import dataclasses
 import http.client
 import json
 import os
@@ -19,14 +20,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
 from tests.reference import browser, pictures
 from tests.reference.browser import Browser
-from weightclass import modelfile, recipe
+from weightclass import champions, modelfile, recipe
+from weightclass.cli import main
 from weightclass.data import cifar, images
 from weightclass.edge import webpage
+from weightclass.edge.gate import compare
 from weightclass.edge.shipped import Shipped
 from weightclass.errors import UserError
 from weightclass.model import networks
@@ -112,6 +116,33 @@ def test_the_folder_holds_the_page_the_model_and_its_runtime(
     )  # it asks nobody, and works under any path
     for part in ("<h1>made up</h1>", "87.50%", "of 1,000 test images", "5,490", "small.onnx", "3 x 8 x 8"):
         assert part in page, part
+
+
+@pytest.mark.slow
+def test_a_champion_gets_its_page_without_any_data(
+    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, here = tmp_path / "box", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(champions, "FOLDER", box)
+    for name in ("load", "find"):
+        monkeypatch.setattr(f"weightclass.data.sources.{name}", lambda *_: pytest.fail("looked for data"))
+    modelfile.save(box / "100k.safetensors", dataclasses.replace(classifier(), name="100k"), half=True)
+    words = ["webpage", "100k", "--no-serve", "--runtime", str(runtime), "--out", "site"]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 0
+    page = (here / "site" / "index.html").read_text(encoding="utf-8")
+    assert "<h1>100k</h1>" in page and "87.50%" in page
+    pixels = torch.randint(256, (9, 3, 8, 8), generator=torch.Generator().manual_seed(2)).byte()
+    torch.testing.assert_close(
+        modelfile.load("site/model.onnx").logits(pixels), modelfile.load("100k").logits(pixels), rtol=1e-4, atol=1e-4
+    )
+    assert [*here.iterdir()] == [here / "site"] and [*box.iterdir()] == [box / "100k.safetensors"]
+    monkeypatch.setattr(webpage, "compare", lambda said, other, labels: compare(said, other + 1, labels))
+    with pytest.raises(UserError, match=r"100k.onnx: its .onnx file does not agree with the network: p99 logit"):
+        webpage.source("100k", tmp_path)
 
 
 def test_the_accuracy_is_the_files_own(model_file: Path, runtime: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ class Batch:
     labels: Tensor
     slots: Tensor
     total: int = 0
+    teacher: Tensor | None = None
 
 
 def pictures(count: int = IMAGES) -> tuple[Tensor, Tensor]:

@@ -30,10 +30,14 @@ def write(classifier: Classifier, handed: Handed, timing: Timing, computed_on: s
     """`FILE.md` beside the file; `timing` is one thread's on the processor `computed_on`."""
     path = handed.path.with_name(f"{handed.path.name}.md")
     sections = (_head(classifier, handed), _quality(handed), _device(classifier, handed, timing, computed_on))
-    sections += (_per_class(handed.scorecard), _calibration(handed.scorecard), _limits(classifier))
-    sections += (_recipe(classifier),) if "fingerprint" in classifier.facts else ()
-    atomic_write(path, "\n\n".join(sections) + "\n")
+    atomic_write(path, "\n\n".join([*sections, *common(classifier, handed.scorecard)]) + "\n")
     return path
+
+
+def common(classifier: Classifier, card: Scorecard) -> list[str]:
+    """The sections of any file's card: classes, calibration, limits, recipe."""
+    sections = [_per_class(card), _calibration(card), _limits(classifier)]
+    return [*sections, _recipe(classifier)] if "fingerprint" in classifier.facts else sections
 
 
 def _head(classifier: Classifier, handed: Handed) -> str:

@@ -17,10 +17,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from weightclass import __version__, modelfile
+import torch
+
+from weightclass import __version__, champions, modelfile
 from weightclass.data.download import cache_folder, check_sha256, fetch
+from weightclass.edge import onnx
+from weightclass.edge.export import checked, export
+from weightclass.edge.gate import GATES, compare
+from weightclass.edge.shipped import Shipped
 from weightclass.errors import UserError
-from weightclass.files import atomic_write
+from weightclass.files import atomic_write, safe_name
 from weightclass.runlog import console, human_bytes
 from weightclass.runtimes.runner import runner
 
@@ -53,6 +59,29 @@ def build(model_file: Path, out: Path, runtime: Path | None = None) -> Path:
 def exported(run: Path) -> Path | None:
     """The .onnx file in a run's folder that answers most like its network: NAME.onnx, else -fp16, else -int8."""
     return min((run / modelfile.EXPORTS).glob("*.onnx"), key=lambda file: (len(file.name), file.name), default=None)
+
+
+def source(model: str, spare: Path) -> Path:
+    """The .onnx file to show of `model`: itself, one that its run has exported or exports now; of a champion, which
+    needs no data for it, one in the folder `spare`. Raises UserError."""
+    if champions.find(model):
+        return _unjudged(modelfile.load(model, "cpu"), spare)
+    file = exported(Path(model)) or Path(model)
+    return file if file.suffix == ".onnx" else export(model, ["onnx"])[0].path
+
+
+def _unjudged(model: modelfile.Classifier, folder: Path) -> Path:
+    """Proven to agree on noise."""
+    path = folder / (safe_name(model.name) + ".onnx")
+    shipped = Shipped(model.network, model.image_shape, model.mean, model.std)
+    checked("onnx")
+    onnx.write(shipped, path, modelfile.header(model) | {"export": "{}"}, model.recipe.data.fit)
+    noise = torch.randint(256, (256, *model.image_shape), generator=torch.Generator().manual_seed(0)).byte()
+    reference = model.logits(noise)
+    measured = compare(reference, modelfile.load(path).logits(noise), reference.argmax(1))
+    if why := GATES["float32"].refusal(measured):
+        raise UserError(f"{path.name}: its .onnx file does not agree with the network: {why}")
+    return path
 
 
 def _page(model_file: Path, data: bytes) -> str:

@@ -29,8 +29,9 @@ from weightclass.device import out_of_memory
 from weightclass.errors import UserError
 from weightclass.training.averaging import Average
 from weightclass.training.checkpoint import Keeper
+from weightclass.training.distill import Distill
 from weightclass.training.lookahead import Lookahead
-from weightclass.training.loss import cross_entropy
+from weightclass.training.loss import cross_entropy, distilled
 from weightclass.training.sam import uphill
 
 Count = Annotated[int, Meta(ge=0, le=10_000_000)]
@@ -99,12 +100,13 @@ class Train(Table):
 
 class Batch(Protocol):
     """Normalised images float32 [n, C, H, W], labels int64 [n] (or probabilities float32 [n, classes]), and slots int64
-    [n] (places in the global batch, which has `total` images; 0: these)."""
+    [n] (places in the global batch, which has `total` images; 0: these); a teacher's logits [n, classes], if any."""
 
     images: Tensor
     labels: Tensor
     slots: Tensor
     total: int
+    teacher: Tensor | None
 
 
 @dataclass
@@ -124,7 +126,7 @@ class State:
     waited: float = 0.0
     """Of it, waiting for data."""
     augmented: float = 0.0
-    """Of it, augmenting and normalising images."""
+    """Of it, augmenting and normalising images, and asking teachers."""
     saved: float = 0.0
     """Of it, writing checkpoints."""
 
@@ -148,6 +150,7 @@ class Plan:
     """Launch a compiled pass as one CUDA graph, whose outputs live until the next."""
     micro_batch: int = 0
     """Images a forward pass; 0: as `train` says."""
+    distill: Distill = field(default_factory=Distill)
     recompute: bool = False
     """Compute the blocks (modules that have such an attribute) again in the backward pass instead of holding them."""
 
@@ -274,12 +277,14 @@ def _backward(state: State, plan: Plan, batch: Batch, forward: Callable[[Tensor]
     if plan.graphs and (plan.micro_batch or plan.train.micro_batch):
         for parameter in state.model.parameters():  # or they would lie where a graph's next launch writes anew
             parameter.grad = torch.zeros_like(parameter)
-    for images, labels in _pieces(state, plan, batch):
+    for images, labels, teacher in _pieces(state, plan, batch):
         if plan.graphs:  # nothing of an earlier pass is needed any more, one that failed for want of memory included
             torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(plan.device.type, dtype=torch.bfloat16, enabled=plan.precision == "bfloat16"):
             logits = forward(images)
         loss = cross_entropy(logits, labels, plan.train.label_smoothing)
+        if teacher is not None:
+            loss = distilled(loss, logits, teacher, plan.distill.temperature, plan.distill.weight)
         (loss * (len(labels) / counted)).backward()
         sums[0] += loss.detach() * len(labels)
         sums[1] += (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
@@ -316,12 +321,13 @@ def _merged(state: State, plan: Plan, batch: Batch) -> Iterator[None]:
         norm.num_batches_tracked += every - own
 
 
-def _pieces(state: State, plan: Plan, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels of a step's micro-batches; the network's layers know of each where and when it is."""
+def _pieces(state: State, plan: Plan, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Images, labels and teacher of a step's micro-batches; the network's layers know of each where and when it is."""
     key = seeding.key(plan.train.seed, "dropout", state.step)
     sizes = cuts(len(batch.labels), plan.micro_batch or plan.train.micro_batch)
-    pieces = zip(*(whole.split(sizes) for whole in (batch.images, batch.labels, batch.slots)), strict=True)
-    for images, labels, slots in pieces:
+    teacher = [None] * len(sizes) if batch.teacher is None else batch.teacher.split(sizes)
+    pieces = zip(*(whole.split(sizes) for whole in (batch.images, batch.labels, batch.slots)), teacher, strict=True)
+    for images, labels, slots, taught in pieces:
         for module in state.model.modules():
             kind: Any = type(module)  # whose attributes are found ten times as fast as a module's
             if hasattr(kind, "place"):  # a layer that draws (dropout)
@@ -330,12 +336,12 @@ def _pieces(state: State, plan: Plan, batch: Batch) -> Iterator[tuple[Tensor, Te
                 module.shared = batch.total > 0  # type: ignore[assignment]
             if hasattr(kind, "recompute"):
                 module.recompute = plan.recompute  # type: ignore[assignment]
-        yield images, labels
+        yield images, labels, taught
 
 
 def _update(state: State, plan: Plan) -> None:
     for group in state.optimizer.param_groups:
-        group["lr"] = plan.rate(state.step)
+        group["lr"] = plan.rate(state.step) * group.get("scale", 1)
     state.optimizer.step()
     state.step += 1
     for follower in (state.average, state.lookahead):
@@ -353,7 +359,7 @@ def settle(state: State, plan: Plan, batches: Callable[[int, int], Iterator[Batc
     assert state.lookahead
     state.lookahead.hand_over(state.model)
     ahead = islice(batches(plan.train.length, 0), plan.settling)
-    update_bn((images for batch in ahead for images, _ in _pieces(state, plan, batch)), state.model)
+    update_bn((images for batch in ahead for images, *_ in _pieces(state, plan, batch)), state.model)
 
 
 # --- memory ------------------------------------------------------------------------------------------------
