@@ -68,7 +68,7 @@ def plain(seed: int) -> dict[str, Any]:
     from weightclass.data import sources
 
     torch.manual_seed(seed)
-    splits = sources.find(sources.Data(name="cifar10")).load()
+    splits = sources.load(sources.Data(name="cifar10"))
     images, labels, test = splits.train.images, splits.train.labels, splits.test
     assert test is not None
     half = plain_airbench.pays(images[: plain_airbench.BATCH])

@@ -170,7 +170,8 @@ def sessions(where: Path, plan: list[tuple[int, int]], variant: str = "sgd+ema")
     """Run each (folder, write to die before) of `plan` in turn."""
     words = ["train", *TINY, *VARIANTS[variant], "train.epochs=2", "train.checkpoint_seconds=0.001", "--quiet"]
     command = [sys.executable, "-W", "ignore", "-c", FORKS, json.dumps(plan), *words]
-    subprocess.run(command, cwd=where, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=300)
+    alone = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # a fork takes no other thread along
+    subprocess.run(command, cwd=where, env=os.environ | alone, check=True, timeout=300)
 
 
 def the_run(out: Path) -> Path:

@@ -263,3 +263,10 @@ def test_the_command_makes_the_same_run_again(tmp_path: Path) -> None:
     program, verb, *words = shlex.split(recipe.reproduce(named))
     assert (program, verb) == ("weightclass", "train")
     assert recipe.load(*words) == named
+
+
+@pytest.mark.parametrize("setting", ["model.norm=none", "model.preactivation=true", "model.preactivation=blocks"])
+def test_muon_needs_norms_behind_convolutions(setting: str) -> None:
+    with pytest.raises(UserError, match="muon is for convolutions that a norm follows"):
+        recipe.load("small-cpu", "optimizer.name=muon", setting)
+    recipe.load("small-cpu", "optimizer.name=muon")

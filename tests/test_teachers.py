@@ -214,11 +214,13 @@ def test_a_cache_is_written_epoch_by_epoch_in_as_many_sittings_as_it_takes(
 ) -> None:
     asked = iter([None, "time limit", None, None, None, None, "SIGTERM", None, None, None])
     monkeypatch.setattr(Stopper, "reason", lambda *_: next(asked))
+    with pytest.raises(UserError, match="before an epoch was written: give teach a longer one"):
+        run.teach("quickstart", *TINY, by(teachers), f"distill.cache={tmp_path}")
     written = []
-    for _ in range(4):
+    for _ in range(3):
         folder, stopped = run.teach("quickstart", *TINY, by(teachers), f"distill.cache={tmp_path}")
         written.append((stopped, len(list(folder.glob("*.npy")))))
-    assert written == [("time limit", 0), ("SIGTERM", 1), (None, 2), (None, 2)]
+    assert written == [("SIGTERM", 1), (None, 2), (None, 2)]
     assert all((tmp_path / file.name).read_bytes() == file.read_bytes() for file in cache.glob("[0-9l]*"))
 
 
@@ -270,7 +272,7 @@ def test_an_epoch_that_nobody_can_tell(tmp_path: Path, cache: Path) -> None:
         sit(tmp_path, f"distill.cache={cache}", "train.epochs=5")
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", None])
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04", None])
 def test_a_damaged_epoch(tmp_path: Path, cache: Path, content: bytes | None) -> None:
     shutil.copytree(cache, tmp_path / "cache")
     file = page(tmp_path / "cache", 0)

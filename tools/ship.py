@@ -35,7 +35,7 @@ def ship(run: Path, name: str) -> str:
     told = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     where = told["processor"] if result.computed_on.startswith("cpu") else told["accelerator"]
     facts |= {"pflops": result.train_pflops, "seconds": result.seconds, "machine": where}
-    with tempfile.TemporaryDirectory() as spare:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as spare:
         size = modelfile.save(Path(spare, FILE_NAME), replace(model, name=name), half=True) + CARD
         back = replace(modelfile.load(spare, "cpu"), path=run / FILE_NAME)  # its home says where data is, and counts
     if (size := size + sum(file.stat().st_size for file in champions.FOLDER.glob("*") if file.stem != name)) > LIMIT:
@@ -62,10 +62,10 @@ def check(model: modelfile.Classifier, result: results.Result, name: str, before
     if ours.least and model.recipe.distill:
         raise UserError(f"{result.name}: its PFLOPs are without those of its teachers: a sprint has none")
     for source in recipe.names():
-        with suppress(UserError):  # its teachers are not here: it is another one's
+        with suppress(UserError):  # its teachers or their cache are not here
             if recipe.fingerprint(recipe.load(source).recipe, "") == recipe.fingerprint(model.recipe, ""):
                 return f"weightclass train {source}"
-    raise UserError(f"{result.name}: no recipe of the package trains this run: freeze its settings as one first")
+    raise UserError(f"{result.name}: no recipe of the package trains this run, or its teachers are not here")
 
 
 def better(score: Scorecard, name: str, before: Facts | None) -> None:

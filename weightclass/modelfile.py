@@ -38,6 +38,7 @@ from weightclass.runlog import Progress
 from weightclass.runtimes.runner import SUFFIXES as EXPORTED
 from weightclass.runtimes.runner import Runner, runner
 from weightclass.trackers import Track
+from weightclass.training.distill import HASH, Distill
 
 FORMAT = "weightclass/1"
 FILE_NAME = "model.safetensors"
@@ -155,7 +156,8 @@ def header(model: Classifier) -> dict[str, str]:
     """All that travels with the weights, in any format."""
     # Without the places of data, teachers and trackers: they mean nothing elsewhere, and are nobody's business.
     data, told = structs.replace(model.recipe.data, path=""), model.recipe.distill
-    distill = structs.replace(told, teachers=tuple(told.digests()), cache="")  # by hash
+    hashed = tuple(each for each in told.teachers if each.startswith(HASH))
+    distill = structs.replace(told, teachers=hashed, cache="") if hashed else Distill()
     recipe = structs.replace(model.recipe, data=data, distill=distill, track=Track())
     return {
         "format": FORMAT,

@@ -27,6 +27,7 @@ from weightclass.session import Observer, Session, decided
 from weightclass.stopping import Stopper
 from weightclass.trackers import Track
 from weightclass.training.checkpoint import Keeper
+from weightclass.training.distill import Distill
 from weightclass.training.loop import State, fit
 
 MARGIN = 0.06
@@ -90,7 +91,8 @@ def measure(named: Named, weights: Weights, splits: Splits, folder: Path, second
     """Train for `seconds` at an even pace in `folder`, which goes again. Never looks at the test set."""
     began, whole = time.perf_counter(), named.recipe
     data, train = structs.replace(whole.data, watch_test=False), structs.replace(whole.train, epochs=100_000)
-    named = replace(named, recipe=structs.replace(whole, data=data, train=train, track=Track()))
+    distill = Distill() if whole.distill.cache else whole.distill  # a cache has no such epochs, and costs no time
+    named = replace(named, recipe=structs.replace(whole, data=data, train=train, track=Track(), distill=distill))
     _remove(folder)  # a killed sitting's
     try:
         session = Session(named, weights, splits, folder, quiet=True)

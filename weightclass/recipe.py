@@ -24,7 +24,7 @@ from weightclass.model.resnet import ResNetConfig
 from weightclass.trackers import Track
 from weightclass.training.distill import Distill
 from weightclass.training.loop import Train
-from weightclass.training.optim import SGD, Optimizer
+from weightclass.training.optim import SGD, Muon, Optimizer
 from weightclass.training.schedule import AnySchedule, Cosine
 
 
@@ -122,6 +122,12 @@ def check(recipe: Recipe, where: str) -> None:
         )
     if isinstance(recipe.schedule, Cosine) and recipe.schedule.eta_min >= recipe.optimizer.lr:
         raise UserError(f"{where}: schedule.eta_min must be below optimizer.lr = {recipe.optimizer.lr:g}")
+    bare = isinstance(recipe.model, ResNetConfig) and (recipe.model.norm == "none" or recipe.model.preactivation)
+    if isinstance(recipe.optimizer, Muon) and bare:
+        raise UserError(
+            f"{where}: optimizer.name = muon is for convolutions that a norm follows: leave out model.norm and "
+            "model.preactivation, or choose another optimizer"
+        )
     if recipe.data.watch_test and recipe.data.validation:
         raise UserError(
             f"{where}: data.watch_test draws test curves of a final training, data.validation = "

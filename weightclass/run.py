@@ -209,7 +209,7 @@ def _classifier(session: Session, card: Scorecard, fingerprint: str) -> modelfil
     facts |= {"params": session.weights.params, "computed_on": session.computed_on, "data": session.splits.digest()}
     return modelfile.Classifier(
         network=session.network,
-        recipe=session.recipe,
+        recipe=structs.replace(session.recipe, distill=session.learned),
         name=session.named.name,
         classes=session.splits.train.classes,
         image_shape=session.splits.train.image_shape,

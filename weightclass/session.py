@@ -26,7 +26,7 @@ from weightclass.evaluation import metrics, predict
 from weightclass.evaluation.metrics import Scorecard
 from weightclass.files import atomic_write
 from weightclass.model import networks, padding
-from weightclass.model.airbench import WHITENED, Airbench
+from weightclass.model.airbench import Airbench
 from weightclass.model.budget import Weights
 from weightclass.recipe import Named, Recipe
 from weightclass.runlog import Meter, Metrics, human_bytes, left_out
@@ -68,6 +68,7 @@ class Session:
         self.loader = Loader(train, size, seed, drop_last, self.device, settings.group)
         how = self.loader, self.pipeline, decisions.precision
         self.teachers = Teachers(self.recipe, splits.train, *how) if self.recipe.distill else None
+        self.learned = self.recipe.distill.hashed()  # now: nobody may need the files any more when the run ends
         self.plan = Plan(
             train=settings,
             steps_per_epoch=self.loader.steps,
@@ -138,7 +139,7 @@ class Session:
         settings = self.recipe.train
         model = networks.build(*self._network, settings.seed, self.device)
         if isinstance(model, Airbench):
-            model.acquaint(self.pipeline.normalise(self.splits.train.images[:WHITENED].to(self.device)))
+            model.acquaint(self._some_images())
         model = padding.padded(model, *self._network) if pad else model
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         networks.group_norms(model, settings.group)
@@ -147,6 +148,12 @@ class Session:
         precise = torch.float32 if self.device.type == "mps" else torch.float64
         sums = torch.zeros(3, dtype=precise, device=self.device)
         return State(model, optim.build(self.recipe.optimizer, model), average, lookahead, sums=sums)
+
+    def _some_images(self, count: int = 5_000, piece: int = 250) -> Iterator[Tensor]:
+        """About `count` normalised training images from all over the set, a piece at a time."""
+        images = self.splits.train.images
+        chosen = torch.arange(0, len(images), max(1, len(images) // count)).split(piece)
+        yield from (self.pipeline.normalise(images[indices].to(self.device)) for indices in chosen)
 
     def _introduce(self, resumed: bool) -> None:
         for name in self.keeper.damaged:

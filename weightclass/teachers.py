@@ -8,6 +8,7 @@ import io
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -64,14 +65,17 @@ class Teachers:
     def write(self, folder: Path, pipeline: Pipeline, stopper: Stopper, progress: Progress) -> str | None:
         """What they say, an epoch a file, where it is lacking; why it was stopped early."""
         if not (folder / distill.HEADER).exists():
-            atomic_write(folder / distill.HEADER, json.dumps(self.wanted))
+            atomic_write(folder / distill.HEADER, json.dumps(self.wanted | {"precision": self.precision}))
         self._check(folder)
+        self.precision = distill.read(folder).get("precision", self.precision)  # one for all sittings
         todo = [epoch for epoch in range(self.epochs) if not page(folder, epoch).exists()]
         for done, epoch in enumerate(todo):
             progress(done, len(todo))
             said = []
             for step, batch in enumerate(self.loader.epoch(epoch), epoch * self.loader.steps):
                 if reason := stopper.reason(1.0):
+                    if reason not in ("Ctrl-C", "SIGTERM") and not done:
+                        raise UserError("the time limit ended before an epoch was written: give teach a longer one")
                     return reason
                 said.append(self._asked(pipeline.augment(batch, epoch, step).images))
             np.save(file := io.BytesIO(), torch.cat(said).cpu().numpy())
@@ -89,7 +93,7 @@ class Teachers:
         try:
             logits = torch.from_numpy(np.load(path := page(self.cache, epoch), allow_pickle=False)).half()
             return logits.view(images, self.classes).to(self.loader.device)
-        except (OSError, EOFError, TypeError, ValueError, RuntimeError) as error:
+        except (OSError, EOFError, TypeError, ValueError, RuntimeError, BadZipFile) as error:
             raise UserError(f"{path}: damaged ({error}): remove it and `weightclass teach` anew") from None
 
 

@@ -19,7 +19,7 @@ def images(*shape: int) -> torch.Tensor:
 def acquainted(network: AirbenchConfig, seed: int = 1) -> Airbench:
     model = build(network, CIFAR, 10, seed=seed)
     assert isinstance(model, Airbench)
-    model.acquaint(images(20, *CIFAR))
+    model.acquaint(images(20, *CIFAR).split(7))
     return model
 
 
@@ -75,7 +75,7 @@ def test_the_stem_whitens() -> None:
     """What it makes of the images that it was shown has equal variance along each axis, and no correlation."""
     model, shown = acquainted(AirbenchConfig()), torch.randn(50, *CIFAR, generator=torch.Generator().manual_seed(0))
     shown = torch.nn.functional.avg_pool2d(shown, 3, 1, 1)  # neighbours are alike, as in pictures
-    model.acquaint(shown)
+    model.acquaint([shown])
     twin = CifarNet()
     twin.init_whiten(shown)
     responses = model.conv1(shown)[:, :12].transpose(0, 1).flatten(1)
@@ -83,6 +83,14 @@ def test_the_stem_whitens() -> None:
     ours, theirs = (each.flatten(1)[:12] for each in (model.conv1.weight, twin.whiten.weight))
     torch.testing.assert_close((ours * theirs).sum(1).abs(), ours.norm(dim=1) * theirs.norm(dim=1))  # up to the sign
     assert torch.equal(model.conv1.weight[12:], -model.conv1.weight[:12])
+
+
+def test_no_filter_is_empty_whatever_the_images() -> None:
+    """Of one colour each, the patches' axes have components that sum to nothing."""
+    model = acquainted(AirbenchConfig())
+    model.acquaint([torch.arange(24.0).view(8, 3, 1, 1).sin().expand(8, *CIFAR)])
+    assert model.conv1.weight.flatten(1).norm(dim=1).min() > 0.1
+    assert model.conv1.weight.isfinite().all()
 
 
 def test_residual_layers_add_what_their_first_convolution_came_to() -> None:

@@ -148,7 +148,7 @@ def test_a_run_that_may_not_compete(run: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(ship, "LIMIT", ship.CARD)
     refused(run, r"100k: the box would hold [0-9,]+ bytes, 10,000 at most")
     monkeypatch.setattr(recipe, "names", lambda: ["quickstart"])
-    refused(run, "tiny: no recipe of the package trains this run: freeze its settings")
+    refused(run, "tiny: no recipe of the package trains this run")
     refused(altered(run, params=100_001), "100,001 parameters are more than 100k's 100,000")
     refused(altered(run, split="validation"), "not trained on all of digits")
     monkeypatch.setattr(ship, "SET", "cifar10")

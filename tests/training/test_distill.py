@@ -76,6 +76,7 @@ def test_a_cache_tells_of_teachers_that_are_not_there() -> None:
         (None, "cache: no logits there: `weightclass teach`"),
         (b"{", "damaged"),
         (b"[]", "damaged"),
+        (b'{"teachers": null}', "damaged"),
         (b"\xff", "damaged"),
     ],
 )

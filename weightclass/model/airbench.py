@@ -3,6 +3,7 @@ not need (arXiv 2404.00498; github.com/KellerJordan/cifar10-airbench, airbench94
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
@@ -17,7 +18,6 @@ from weightclass.model.blocks import Recomputed
 from weightclass.model.norm import GroupBatchNorm2d
 from weightclass.model.resnet import ACTIVATIONS, Size
 
-WHITENED = 5_000  # images that are looked at
 NORM = {"eps": 1e-12, "momentum": 0.4}  # running statistics of the last few steps, for weights move fast
 
 
@@ -116,12 +116,15 @@ class Airbench(nn.Module):
         self.linear.weight.mul_((self.linear.out_features / 2) ** 0.5 / self.linear.in_features)
 
     @torch.no_grad()
-    def acquaint(self, images: Tensor) -> None:
-        """Set the stem by normalised training images [n, C, H, W]: eigenvectors of their patches' covariance, each
-        divided by the root of its eigenvalue (+ 5e-4), and the same negated."""
-        size = self.config.whiten
-        patches = F.unfold(images[:WHITENED].double(), size).transpose(1, 2).flatten(0, 1)  # [n, C * size * size]
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        vectors = vectors * vectors.sum(0).sign()  # of the two directions of each, the same one on any machine
+    def acquaint(self, pieces: Iterable[Tensor]) -> None:
+        """Set the stem by normalised training images, [n, C, H, W] a piece: eigenvectors of their patches' covariance,
+        each divided by the root of its eigenvalue (+ 5e-4), and the same negated. On the CPU, in float64."""
+        covariance, count = torch.zeros(()), 0
+        for images in pieces:
+            patches = F.unfold(images.cpu().double(), self.config.whiten).transpose(1, 2).flatten(0, 1)  # [n, C * area]
+            covariance, count = covariance + patches.T @ patches, count + len(patches)
+        values, vectors = torch.linalg.eigh(covariance / count)
+        lean = torch.arange(1, len(vectors) + 1).double() @ vectors
+        vectors = vectors * torch.where(lean < 0, -1, 1)  # of each axis' two directions the same one, everywhere
         axes = (vectors / (values + 5e-4).sqrt()).T.reshape(-1, *self.conv1.weight.shape[1:])
         self.conv1.weight.copy_(torch.cat([axes, -axes]))

@@ -49,20 +49,27 @@ class Distill(Table):
 
     def located(self) -> Distill:
         """With whole paths, for whoever comes from another folder."""
-        whole = lambda text: str(Path(text).expanduser().absolute()) if text and HASH not in text else text  # noqa: E731
+        whole = lambda text: str(_place(text).absolute()) if text and HASH not in text else text  # noqa: E731
         return structs.replace(self, teachers=tuple(map(whole, self.teachers)), cache=whole(self.cache))
+
+    def hashed(self) -> Distill:
+        """By hash alone: what may go with the weights anywhere."""
+        return structs.replace(self, teachers=tuple(self.digests()), cache="") if self else self
 
 
 def model_file(teacher: str) -> Path:
     """Of a run's folder, or the file itself."""
-    path = Path(teacher).expanduser()
+    path = _place(teacher)
     return path / "model.safetensors" if path.is_dir() else path
 
 
 def _digest(teacher: str) -> str:
     """`sha256:0123456789abcdef` of its file; empty where there is none."""
     if (path := model_file(teacher)).is_file():
-        return _hashed(path, path.stat().st_mtime_ns)
+        try:
+            return _hashed(path, path.stat().st_mtime_ns)
+        except OSError as error:
+            raise UserError(f"distill.teachers: {teacher}: cannot be read ({error.strerror})") from None
     return teacher if teacher.startswith(HASH) else ""
 
 
@@ -73,9 +80,10 @@ def _hashed(path: Path, _: int) -> str:
 
 def read(cache: str | Path) -> dict[str, Any]:
     """What the logits in a folder hang on. Raises UserError where there are none."""
-    path = Path(cache).expanduser() / HEADER
+    path = _place(cache) / HEADER
     try:
-        return {"teachers": []} | msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        told = {"teachers": []} | msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return told | {"teachers": msgspec.convert(told["teachers"], list[str])}
     except OSError:
         raise UserError(f"{cache}: no logits there: `weightclass teach` with the same settings writes them") from None
     except ValueError as error:
@@ -84,4 +92,11 @@ def read(cache: str | Path) -> dict[str, Any]:
 
 def page(cache: str | Path, epoch: int) -> Path:
     """The file with the logits float16 [images, classes] of an epoch (from 0 on), in the order of its pictures."""
-    return Path(cache).expanduser() / f"{epoch:05d}.npy"
+    return _place(cache) / f"{epoch:05d}.npy"
+
+
+def _place(text: str | Path) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~somebody, whom nobody knows
+        return Path(text)

@@ -416,8 +416,11 @@ def check_finite(state: State, plan: Plan) -> None:
     if torch.isfinite(state.sums[0] + nn.utils.get_total_norm(list(state.model.parameters()))).item():
         return
     rate = plan.rate(state.step - 1)
+    third = f"optimizer.lr={state.optimizer.defaults['lr'] / 3:.2g}"
+    if any("scale" in group for group in state.optimizer.param_groups):
+        third = "optimizer.vector_lr, then sgd_lr and lr"
     raise UserError(
         f"the loss is no longer a number at step {state.step} (epoch {(state.step - 1) // plan.steps_per_epoch + 1}, "
-        f"lr {rate:.3g}): try a third of the rate (optimizer.lr={state.optimizer.defaults['lr'] / 3:.2g}), more "
+        f"lr {rate:.3g}): try a third of the rate ({third}), more "
         "schedule.warmup, or machine.precision=float32"
     )

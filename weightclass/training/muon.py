@@ -28,7 +28,10 @@ class Muon(torch.optim.SGD):
     def _turn(self, group: dict[str, Any], weights: list[nn.Parameter]) -> None:
         """Gradients become the directions that SGD then follows."""
         for weight in weights:
-            moved = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+            state = self.state[weight]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(weight)
+            moved = state["momentum_buffer"]
             moved.mul_(group["beta"]).add_(weight.grad)
             if group["unit"]:
                 rows = weight.flatten(1).any(1).sum().to(weight.dtype)  # those that padding has added are zero

@@ -70,7 +70,7 @@ class Muon(Table, tag_field="name", tag="muon"):
     vector_lr: Annotated[float, Meta(gt=0, le=10_000)] = 1.0
     """Of norms and biases."""
     weight_decay: Decay = 0.004
-    """Share of a weight stepped by SGD that a step at the full rate takes away."""
+    """Of what SGD steps: its gradient gets weight_decay / rate x the weight, whatever the rate."""
     decay_norms: bool = True
 
 
