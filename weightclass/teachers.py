@@ -8,7 +8,6 @@ import io
 import json
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -91,9 +90,10 @@ class Teachers:
     def _read(self, epoch: int) -> Tensor:
         images = min(self.loader.steps * self.loader.batch_size, len(self.loader.dataset))
         try:
-            logits = torch.from_numpy(np.load(path := page(self.cache, epoch), allow_pickle=False)).half()
+            with (path := page(self.cache, epoch)).open("rb") as file:  # as np.load, which would try other formats too
+                logits = torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False)).half()
             return logits.view(images, self.classes).to(self.loader.device)
-        except (OSError, EOFError, TypeError, ValueError, RuntimeError, BadZipFile) as error:
+        except (OSError, EOFError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path}: damaged ({error}): remove it and `weightclass teach` anew") from None
 
 
