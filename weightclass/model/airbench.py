@@ -103,7 +103,7 @@ class Airbench(nn.Module):
         x = self.activation(self.conv1(images))
         for name in self.layer_names:
             x = self.get_submodule(name)(x)
-        return self.linear(x.amax((2, 3)))
+        return self.linear(F.max_pool2d(x, x.shape[2:]).flatten(1))
 
     @torch.no_grad()
     def settle(self) -> None:
