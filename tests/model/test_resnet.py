@@ -269,7 +269,8 @@ def test_recomputing_blocks_changes_no_bit(group, tree, bfloat16):
     assert (once, twice) == (3 * 3, 3 * 5)  # three blocks; evaluation, the third pass, computes each once
 
 
-@pytest.mark.parametrize("group", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [0, 2])
 def test_recomputing_in_a_compiled_network(group: int):
     """Gradients and running statistics are those of the plain network, whether decided before or after compiling."""
     model = build(ResNetConfig(**SMALL), (3, 8, 8), 5, seed=0)

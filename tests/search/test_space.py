@@ -33,7 +33,9 @@ def trials(count: int) -> list[optuna.Trial]:
     return [study.ask() for _ in range(count)]
 
 
-@pytest.mark.parametrize("shape", IMAGES.values(), ids=IMAGES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(IMAGES[each], id=each, marks=pytest.mark.slow if each == "large" else ()) for each in IMAGES]
+)
 def test_every_proposal_is_a_recipe_under_the_budget(shape: tuple[int, int, int]) -> None:
     start = base(params="200k", macs="20M")
     shares = []
