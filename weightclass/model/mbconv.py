@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from weightclass.config import Table
 from weightclass.model.blocks import InvertedResidual
 from weightclass.model.norm import GroupBatchNorm2d
-from weightclass.model.resnet import ACTIVATIONS, Size, map_sizes, per_layer
+from weightclass.model.resnet import ACTIVATIONS, Size, check_layers, map_sizes, per_layer
 
 
 class MBConvConfig(Table, kw_only=True, tag_field="name", tag="mbconv"):
@@ -37,15 +37,7 @@ class MBConvConfig(Table, kw_only=True, tag_field="name", tag="mbconv"):
     """Start every block as its shortcut (last norm's scale zero)."""
 
     def __post_init__(self) -> None:
-        layers = len(self.blocks)
-        if layers == 0 or layers != len(self.channels):
-            raise ValueError(f"blocks has {layers} and channels {len(self.channels)} entries: each layer needs one")
-        for key in ("expansion", "kernels"):
-            value = getattr(self, key)
-            if not isinstance(value, int) and len(value) != layers:
-                raise ValueError(f"{key} has {len(value)} entries for {layers} layers: write one each, or one number")
-        if even := [kernel for kernel in per_layer(self.kernels, layers) if kernel % 2 == 0]:
-            raise ValueError(f"kernels = {even[0]} is even and would shift the map half a pixel: use {even[0] + 1}")
+        check_layers(self, "expansion", "kernels")
 
 
 class MBConvNet(nn.Module):

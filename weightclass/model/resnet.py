@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from torch import Tensor, nn
@@ -73,22 +73,27 @@ class ResNetConfig(Table, kw_only=True, tag_field="name", tag="resnet"):
     """Start every block as its shortcut (last norm's scale, or last convolution, zero): helps short schedules."""
 
     def __post_init__(self) -> None:
-        layers = len(self.blocks)
-        if layers == 0 or layers != len(self.channels):
-            raise ValueError(f"blocks has {layers} and channels {len(self.channels)} entries: each layer needs one")
-        for key in ("kernels", "skip_kernels", "stem_kernel"):
-            value = getattr(self, key)
-            if not isinstance(value, int) and len(value) != layers:
-                raise ValueError(f"{key} has {len(value)} entries for {layers} layers: write one each, or one number")
-            even = [kernel for kernel in per_layer(value, layers) if kernel % 2 == 0]
-            if even:
-                raise ValueError(f"{key} = {even[0]} is even and would shift the map half a pixel: use {even[0] + 1}")
+        check_layers(self, "kernels", "skip_kernels", "stem_kernel")
         _parse_pool(self.pool)
 
     @property
     def stem(self) -> int:
         """Channels of the first convolution."""
         return self.stem_channels or self.channels[0]
+
+
+def check_layers(config: Any, *keys: str) -> None:
+    """Raise ValueError unless blocks, channels and `keys` have one entry a layer (or `keys` one number for all), and
+    what of these is a kernel is odd."""
+    layers = len(config.blocks)
+    if layers == 0 or layers != len(config.channels):
+        raise ValueError(f"blocks has {layers} and channels {len(config.channels)} entries: each layer needs one")
+    for key in keys:
+        value = getattr(config, key)
+        if not isinstance(value, int) and len(value) != layers:
+            raise ValueError(f"{key} has {len(value)} entries for {layers} layers: write one each, or one number")
+        if even := [size for size in per_layer(value, layers) if "kernel" in key and size % 2 == 0]:
+            raise ValueError(f"{key} = {even[0]} is even and would shift the map half a pixel: use {even[0] + 1}")
 
 
 def per_layer(value: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
