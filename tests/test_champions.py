@@ -27,10 +27,11 @@ FACTS = Facts(
     accuracy=0.9123,
     interval=(0.9066, 0.9177),
     n=10_000,
+    corrupted=0.6543,
     pflops=0.456,
     seconds=7200.0,
     computed_on="cpu, 2 threads, float32",
-    command="weightclass train tiny-champion",
+    command="weightclass train champion",
 )
 
 
@@ -90,9 +91,9 @@ def test_what_is_there_is_listed_with_its_worth(box: Path) -> None:
     model = wc.models()[0]
     assert model == ("100k", CLASSES["100k"].published, box / "100k.safetensors", model.path.stat().st_size, FACTS)  # type: ignore[union-attr]
     [row] = [line for line in shown().splitlines() if "100k" in line]
-    for told in ("98,765", "12.3 M", "91.23%", "90.66-91.77", "10,000", "0.456", "94.4 %"):
+    for told in ("98,765", "12.3 M", "91.23%", "90.66-91.77", "65.43%", "0.456", "94.4 %"):
         assert told in row
-    assert "train tiny-champion" in shown() and "91.23%" in shown(narrow=True)
+    assert "train champion" in shown() and "91.23%" in shown(narrow=True)
 
 
 # --- names -------------------------------------------------------------------------------------------------

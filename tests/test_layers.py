@@ -25,7 +25,8 @@ STOREYS = (
     {"teachers"},
     {"modelfile", "results"},
     {"recipe"},
-    {"training", "evaluation", "data", "augment", "model", "runtimes", "trackers", "champions"},
+    {"training", "evaluation", "data", "augment", "model", "runtimes", "trackers"},
+    {"champions"},
     {"device", "runlog"},  # the ground: these two may stand on those below
     {"config", "seeding", "files", "stopping", "batching", "ranks"},
     {"errors"},

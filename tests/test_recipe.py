@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from weightclass import config, recipe, run
+from weightclass.champions import CLASSES
 from weightclass.errors import UserError
 from weightclass.model.resnet import ResNetConfig
 from weightclass.recipe import Recipe
 from weightclass.training.optim import AdamW
 
 PARAMS = {
+    "700k": 667_928,
     "efficient-resnet": 4_697_742,
     "folder": 700_434,
     "mobilenetv2": 2_236_682,
@@ -87,7 +89,10 @@ def test_a_shipped_recipe_says_what_it_is(name: str) -> None:
     assert header.startswith(f"# {name}: ")
     assert f"\n# command    weightclass train {name}" in header
     assert "ours" in fields
-    if name not in ("folder", "quickstart", "small-cpu"):  # those that somebody else trained before
+    if name in CLASSES:  # the champions
+        assert {"hardware", "published", "chosen"} <= fields
+        assert f" {PARAMS[name]:,} parameters" in header
+    elif name not in ("folder", "quickstart", "small-cpu"):  # those that somebody else trained before
         assert {"hardware", "published", "assumed"} <= fields
         assert f" {PARAMS[name]:,} parameters" in header
 
@@ -128,7 +133,7 @@ def test_one_level_of_base_only(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("quikstart", r"no recipe is called 'quikstart': did you mean quickstart\? \(or a path ending in .toml\)"),
-        ("zzz", "choose from efficient-resnet, folder, mobilenetv2, paper-97, "),
+        ("zzz", "choose from 700k, efficient-resnet, folder, mobilenetv2, paper-97, "),
         ("", "no recipe is called ''"),
         ("absent.toml", "recipe absent.toml: cannot be read: No such file or directory"),
         ("some/where", "recipe some/where: cannot be read"),

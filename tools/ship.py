@@ -18,7 +18,9 @@ from weightclass import __version__, champions, judge, modelfile, recipe, result
 from weightclass.champions import CLASSES, LIMIT, Facts
 from weightclass.edge import card
 from weightclass.errors import UserError
+from weightclass.evaluation.corruptions import SEVERITIES
 from weightclass.evaluation.metrics import Scorecard
+from weightclass.evaluation.robustness import Robustness
 from weightclass.files import atomic_write
 from weightclass.modelfile import FILE_NAME
 from weightclass.runlog import human_bytes, human_seconds
@@ -40,12 +42,14 @@ def ship(run: Path, name: str) -> str:
         back = replace(modelfile.load(spare, "cpu"), path=run / FILE_NAME)  # its home says where data is, and counts
     if (size := size + sum(file.stat().st_size for file in champions.FOLDER.glob("*") if file.stem != name)) > LIMIT:
         raise UserError(f"{name}: the box would hold {size:,} bytes, {LIMIT:,} at most")
-    score = judge.evaluate(back, "test")
+    images = judge.labelled(back, "test")
+    score = judge.scorecards(back, images)[judge.PLAIN]
     better(score, name, before)
-    facts |= {"accuracy": score.accuracy, "interval": list(score.interval), "n": score.n}
+    found = judge.robustness(back, images, score)
+    facts |= {"accuracy": score.accuracy, "interval": list(score.interval), "n": score.n, "corrupted": found.mean}
     shipped = replace(back, facts=facts | {"test_readings": results.readings(run)})
     target = champions.FOLDER / f"{name}.safetensors"
-    atomic_write(target.with_suffix(".md"), describe(shipped, score, result))
+    atomic_write(target.with_suffix(".md"), describe(shipped, score, result, found))
     size = modelfile.save(target, shipped, half=True)  # last: until here the same command again does it all
     return f"{target}: {human_bytes(size)}, {score.accuracy:.2%} on {score.n:,} test images"
 
@@ -78,7 +82,7 @@ def better(score: Scorecard, name: str, before: Facts | None) -> None:
         )
 
 
-def describe(model: modelfile.Classifier, score: Scorecard, result: results.Result) -> str:
+def describe(model: modelfile.Classifier, score: Scorecard, result: results.Result, found: Robustness) -> str:
     """The model card."""
     name, (lo, hi), facts = model.name, score.interval, model.facts
     lines = [
@@ -92,7 +96,22 @@ def describe(model: modelfile.Classifier, score: Scorecard, result: results.Resu
         f"- {result.train_pflops:.3g} PFLOPs, {result.epochs} epochs, {human_seconds(result.seconds)} on "
         f"{facts['machine']} ({result.computed_on})",
     ]
-    return "\n\n".join(["\n".join(lines), *card.common(model, score)]) + "\n"
+    return "\n\n".join(["\n".join(lines), *card.common(model, score), robust(found)]) + "\n"
+
+
+def robust(found: Robustness) -> str:
+    """The section on corrupted images, accuracies in %."""
+    lines = [
+        "## On corrupted images\n",
+        f"CIFAR-10-C style, our own corruptions of the same {found.n:,} images: **{found.mean:.2%}** on average.\n",
+        "| corruption | " + " | ".join(map(str, SEVERITIES)) + " |",
+        "|---" * (len(SEVERITIES) + 1) + "|",
+        *(
+            f"| {kind.replace('_', ' ')} | " + " | ".join(f"{100 * share:.1f}" for share in row) + " |"
+            for kind, row in found.kinds.items()
+        ),
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float  # in 0..1, one view, on the n test images
     interval: tuple[float, float]  # 95 %, of the accuracy
     n: int
+    corrupted: float  # accuracy on those images corrupted, 15 kinds x 5 severities
     pflops: float  # of the training, as results.Result counts them
     seconds: float  # of the training
     computed_on: str
@@ -106,8 +107,8 @@ def table(found: list[Model], narrow: bool = False) -> Any:
     from rich import box
     from rich.table import Table
 
-    titles = ["model", "parameters", "size", "accuracy", "PFLOPs", "published", "made by weightclass"]
-    titles[5:5] = [] if narrow else ["95 %", "images", "MACs"]
+    titles = ["model", "parameters", "size", "accuracy", "PFLOPs", "published", "weightclass"]
+    titles[5:5] = [] if narrow else ["95 %", "corrupted", "MACs"]
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in titles:
         texts = title in ("model", *titles[-2:])
@@ -116,7 +117,7 @@ def table(found: list[Model], narrow: bool = False) -> Any:
         cells, more = ["-"] * 4, ["-"] * 3
         if facts:
             cells = [f"{facts.params:,}", human_bytes(size), f"{facts.accuracy:.2%}", f"{facts.pflops:.3g}"]
-            more = ["-".join(f"{100 * end:.2f}" for end in facts.interval), f"{facts.n:,}", short(facts.macs)]
+            more = ["-".join(f"{100 * end:.2f}" for end in facts.interval), f"{facts.corrupted:.2%}", short(facts.macs)]
         made_by = facts.command.removeprefix("weightclass ") if facts else f"not yet: {CLASSES[name].takes}"
         grid.add_row(name, *cells, *([] if narrow else more), published, made_by)
     return grid

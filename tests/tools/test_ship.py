@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import weightclass as wc
 from tools import ship
-from weightclass import champions, modelfile, recipe, results
+from weightclass import champions, judge, modelfile, recipe, results
 from weightclass.champions import Weightclass
 from weightclass.errors import UserError
 from weightclass.model.norm import GroupBatchNorm2d
@@ -73,6 +73,8 @@ def test_the_file_tells_what_it_scores_itself(run: Path, frozen: Path) -> None:
     assert (facts.accuracy, facts.interval, facts.n) == (card.accuracy, tuple(card.interval), 360)
     assert (facts.params, facts.macs, facts.pflops) == (result.params, result.macs, result.train_pflops)
     assert (facts.seconds, facts.command) == (result.seconds, f"weightclass train {frozen}")
+    found = judge.robustness(model, judge.labelled(model, "test"), card)
+    assert facts.corrupted == found.mean and found.clean == card.accuracy
     assert results.readings(run) == result.test_readings == model.facts["test_readings"] == before + 1
     assert set(run.iterdir()) == files
     assert line == f"{box / '100k.safetensors'}: {(box / '100k.safetensors').stat().st_size / 1000:.3g} kB, " + (
@@ -80,7 +82,16 @@ def test_the_file_tells_what_it_scores_itself(run: Path, frozen: Path) -> None:
     )
     text = (box / "100k.md").read_text(encoding="utf-8")
     assert len(text.encode()) < ship.CARD
-    for told in (f"**{card.accuracy:.2%}** on 360 test", "94.4 %", f"`{facts.command}`", "[model]", "| 9 | 9 |"):
+    fog = "| fog | " + " | ".join(f"{100 * share:.1f}" for share in found.kinds["fog"]) + " |"
+    for told in (
+        f"**{card.accuracy:.2%}** on 360 test",
+        "94.4 %",
+        f"`{facts.command}`",
+        "[model]",
+        "| 9 | 9 |",
+        fog,
+        f"**{facts.corrupted:.2%}** on average",
+    ):
         assert told in text
 
 

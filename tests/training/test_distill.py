@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.reference import plain_steps, tiny_run
-from weightclass import config, recipe
+from weightclass import champions, config, recipe
 from weightclass.errors import UserError
 from weightclass.recipe import Recipe
 from weightclass.training import optim
@@ -58,6 +58,15 @@ def test_teachers_go_by_what_their_files_hold() -> None:
     Path("elsewhere", "model.safetensors").write_bytes(b"two")
     os.utime("elsewhere/model.safetensors", ns=(1, 1))
     assert Distill(teachers=("elsewhere",)).digests() == [TWO]
+
+
+def test_a_champion_teaches_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(champions, "FOLDER", tmp_path / "run")
+    Path("run", "5m.safetensors").write_bytes(b"one")
+    told = Distill(teachers=("5M", "one.safetensors"))
+    assert told.digests() == [ONE, ONE] and told.located().teachers[0] == "5M"
+    with pytest.raises(UserError, match=r"100k: not trained yet; there are: 5m"):
+        Distill(teachers=("100k",)).digests()
 
 
 def test_a_cache_tells_of_teachers_that_are_not_there() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, structs
 
+from weightclass import champions
 from weightclass.config import Table
 from weightclass.errors import UserError
 
@@ -22,8 +23,8 @@ class Distill(Table):
     """Recipe table [distill]. Without teachers it is nothing, and no part of a run's fingerprint."""
 
     teachers: tuple[str, ...] = ()
-    """Model files or run folders, whose mean logits teach: the geometric mean of their answers (one of two that Hinton
-    et al. offer), which leaves temperature and weight to be chosen afterwards."""
+    """Model files, run folders or champions ("700k"), whose mean logits teach: the geometric mean of their answers (one
+    of two that Hinton et al. offer), which leaves temperature and weight to be chosen afterwards."""
     temperature: Annotated[float, Meta(gt=0, le=1000)] = 4.0
     """Divides both sides' logits, so that unlikely classes count; 4 and 0.9 are usual on CIFAR (Tian et al. 2020)."""
     weight: Annotated[float, Meta(ge=0, le=1)] = 0.9
@@ -49,7 +50,8 @@ class Distill(Table):
 
     def located(self) -> Distill:
         """With whole paths, for whoever comes from another folder."""
-        whole = lambda text: str(_place(text).absolute()) if text and HASH not in text else text  # noqa: E731
+        named = lambda text: not text or HASH in text or text.lower() in champions.CLASSES  # noqa: E731
+        whole = lambda text: text if named(text) else str(_place(text).absolute())  # noqa: E731
         return structs.replace(self, teachers=tuple(map(whole, self.teachers)), cache=whole(self.cache))
 
     def hashed(self) -> Distill:
@@ -58,8 +60,8 @@ class Distill(Table):
 
 
 def model_file(teacher: str) -> Path:
-    """Of a run's folder, or the file itself."""
-    path = _place(teacher)
+    """Of a champion or a run's folder, or the file itself."""
+    path = champions.find(teacher) or _place(teacher)
     return path / "model.safetensors" if path.is_dir() else path
 
 
