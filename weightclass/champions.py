@@ -118,6 +118,6 @@ def table(found: list[Model], narrow: bool = False) -> Any:
         if facts:
             cells = [f"{facts.params:,}", human_bytes(size), f"{facts.accuracy:.2%}", f"{facts.pflops:.3g}"]
             more = ["-".join(f"{100 * end:.2f}" for end in facts.interval), f"{facts.corrupted:.2%}", short(facts.macs)]
-        made_by = facts.command.removeprefix("weightclass ") if facts else f"not yet: {CLASSES[name].takes}"
+        made_by = facts.command.removeprefix("weightclass ") if facts else f"awaits {CLASSES[name].takes}"
         grid.add_row(name, *cells, *([] if narrow else more), published, made_by)
     return grid
