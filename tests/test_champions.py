@@ -81,7 +81,7 @@ def test_the_box_is_whole_and_small() -> None:
 def test_a_class_without_a_file_is_listed_as_missing(box: Path) -> None:
     assert [model.name for model in wc.models()] == list(CLASSES)
     assert all(model.path is model.facts is None and model.bytes == 0 for model in wc.models())
-    assert shown().count("not yet") == shown(narrow=True).count("not yet") == len(CLASSES)
+    assert shown().count("awaits") == shown(narrow=True).count("awaits") == len(CLASSES)
     for narrow in (False, True):
         assert max(map(len, shown(narrow).splitlines())) <= (80 if narrow else 120)
 
