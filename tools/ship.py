@@ -23,7 +23,7 @@ from weightclass.evaluation.metrics import Scorecard
 from weightclass.evaluation.robustness import Robustness
 from weightclass.files import atomic_write
 from weightclass.modelfile import FILE_NAME
-from weightclass.runlog import human_bytes, human_seconds
+from weightclass.runlog import human_bytes, human_seconds, working
 
 SET, CARD = "cifar10", 10_000  # what the published marks are on; bytes that a card may take
 
@@ -45,7 +45,8 @@ def ship(run: Path, name: str) -> str:
     images = judge.labelled(back, "test")
     score = judge.scorecards(back, images)[judge.PLAIN]
     better(score, name, before)
-    found = judge.robustness(back, images, score)
+    with working("images corrupted and judged") as progress:
+        found = judge.robustness(back, images, score, progress=progress)
     facts |= {"accuracy": score.accuracy, "interval": list(score.interval), "n": score.n, "corrupted": found.mean}
     shipped = replace(back, facts=facts | {"test_readings": results.readings(run)})
     target = champions.FOLDER / f"{name}.safetensors"
