@@ -106,11 +106,26 @@ def test_residual_layers_add_what_their_first_convolution_came_to() -> None:
     assert not torch.allclose(layer(x), plain.get_submodule("layer1")(x))
 
 
+def test_depthwise_layers_filter_each_channel_then_mix_them() -> None:
+    """As one convolution whose kernels are the products; they start by passing the inputs on, filtered a little."""
+    model = acquainted(AirbenchConfig(channels=(8, 24, 12), depthwise=(0, 5, 3)))
+    dense, separable = (model.get_submodule(f"layer{i}.convs.0") for i in (1, 2))
+    assert isinstance(dense, torch.nn.Conv2d)
+    each, mix = separable.children()
+    x = images(2, 8, 15, 15)
+    kernels = each.weight[:, 0] * mix.weight[:, :, :1, :1]  # type: ignore[operator, index]
+    torch.testing.assert_close(separable(x), torch.nn.functional.conv2d(x, kernels, padding=2), atol=1e-5, rtol=1e-4)
+    passed = separable(x)[:, :8]
+    assert torch.nn.functional.cosine_similarity(passed.flatten(), x.flatten(), dim=0) > 0.8
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"channels": []}, "channels is empty"),
         ({"residual": True, "convs": 1}, "set convs to 2"),
+        ({"depthwise": [3, 3]}, "depthwise has 2 entries for 3 layers"),
+        ({"depthwise": [0, 3, 4]}, "depthwise = 4 is even .* use 5"),
     ],
 )
 def test_refused(settings: dict[str, object], says: str) -> None:

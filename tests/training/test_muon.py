@@ -8,6 +8,8 @@ from torch import nn
 from tests.reference import tiny_run
 from tests.reference.plain_airbench import PlainMuon
 from tests.reference.tiny_run import Run, Watcher, differing
+from weightclass.model import networks
+from weightclass.model.airbench import AirbenchConfig
 from weightclass.training import muon, optim
 from weightclass.training.loop import Train
 from weightclass.training.schedule import OneCycle
@@ -43,6 +45,21 @@ def test_steps_are_those_of_the_plain_twin() -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_each_channel_of_a_depthwise_convolution_steps_alone() -> None:
+    """By `lr`, at norm 1: Newton-Schulz of a matrix of one row is a multiple of the row."""
+    weight, plain = nn.Parameter(draws(5, 1, 3, 3)), list(draws(5, 1, 9))
+    group = {"params": [weight], "orthogonal": True, "depthwise": True, "beta": 0.6, "steps": 3, "unit": True}
+    optimizer, buffers = muon.Muon([group], lr=0.1), [torch.zeros(1, 9, dtype=torch.float64) for _ in plain]
+    for step in range(3):
+        weight.grad = draws(5, 1, 3, 3, seed=step + 1)
+        for i, gradient in enumerate(weight.grad.clone().flatten(2)):
+            buffers[i] = 0.6 * buffers[i] + gradient
+            direction = muon.newton_schulz((gradient + 0.6 * buffers[i])[None], 3)[0]
+            plain[i] = plain[i] / plain[i].norm() - 0.1 * direction / direction.norm()
+        optimizer.step()
+    torch.testing.assert_close(weight.detach().flatten(2), torch.stack(plain), rtol=1e-9, atol=1e-12)
+
+
 def test_torchs_own_takes_the_same_direction() -> None:
     """On a flattened convolution, but for its bfloat16, its momentum's scale and the size of its step."""
     weight, flat = nn.Parameter(torch.zeros(8, 3, 3, 3)), nn.Parameter(torch.zeros(8, 27))
@@ -69,6 +86,16 @@ def test_convolutions_that_a_norm_follows_are_turned_and_nothing_else() -> None:
     torch.testing.assert_close(scales, [0.2, 0.05, 10.0])
     decays = [group["weight_decay"] * rate for group, rate in zip(optimizer.param_groups, scales, strict=True)]
     torch.testing.assert_close(decays, [0.0, 0.01, 0.01])
+
+
+def test_depthwise_convolutions_are_a_group_of_their_own() -> None:
+    model = networks.build(AirbenchConfig(channels=(8,), depthwise=3), (3, 8, 8), 10)
+    dense, depthwise, *_ = optim.build(optim.Muon(), model).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert not dense["depthwise"]
+    assert depthwise["depthwise"]
+    assert [names[id(p)] for p in dense["params"]] == ["layer1.convs.0.1.weight", "layer1.convs.1.1.weight"]
+    assert [names[id(p)] for p in depthwise["params"]] == ["layer1.convs.0.0.weight", "layer1.convs.1.0.weight"]
 
 
 def test_frozen_weights_stay(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from weightclass.config import Table
 from weightclass.errors import UserError
 from weightclass.model.blocks import Recomputed
 from weightclass.model.norm import GroupBatchNorm2d
-from weightclass.model.resnet import ACTIVATIONS, Size
+from weightclass.model.resnet import ACTIVATIONS, Size, per_layer
 
 NORM = {"eps": 1e-12, "momentum": 0.4}  # running statistics of the last few steps, for weights move fast
+
+Kernel = Annotated[int, msgspec.Meta(ge=0, le=31)]
 
 
 class AirbenchConfig(Table, kw_only=True, tag_field="name", tag="airbench"):
@@ -30,6 +32,9 @@ class AirbenchConfig(Table, kw_only=True, tag_field="name", tag="airbench"):
     """Channels a layer; each layer halves the map, behind its first convolution."""
     convs: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
     """3x3 convolutions a layer."""
+    depthwise: Kernel | tuple[Kernel, ...] = 0
+    """Kernel, odd, of a depthwise convolution before each of a layer's, which are 1x1 then (Howard et al. 2017); 0:
+    none. One for all layers, or one a layer."""
     residual: bool = False
     """Add what a layer's first convolution came to before its last activation (airbench96, of 3 `convs`)."""
     whiten: Annotated[int, msgspec.Meta(ge=1, le=5)] = 2
@@ -40,6 +45,13 @@ class AirbenchConfig(Table, kw_only=True, tag_field="name", tag="airbench"):
     def __post_init__(self) -> None:
         if not self.channels:
             raise ValueError("channels is empty: each layer needs its number")
+        kernels = per_layer(self.depthwise, len(self.channels))
+        if len(kernels) != len(self.channels):
+            raise ValueError(
+                f"depthwise has {len(kernels)} entries for {len(self.channels)} layers: write one each, or one"
+            )
+        if even := [size for size in kernels if size and size % 2 == 0]:
+            raise ValueError(f"depthwise = {even[0]} is even and would shift the map half a pixel: use {even[0] + 1}")
         if self.residual and self.convs < 2:
             raise ValueError("residual adds around the convolutions after a layer's first: set convs to 2 or more")
 
@@ -47,10 +59,10 @@ class AirbenchConfig(Table, kw_only=True, tag_field="name", tag="airbench"):
 class Layer(Recomputed):
     """act(norm(pool(conv(x)))), then act(norm(conv(x))) as often as asked."""
 
-    def __init__(self, config: AirbenchConfig, inputs: int, outputs: int) -> None:
+    def __init__(self, config: AirbenchConfig, inputs: int, outputs: int, depthwise: int) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * config.convs
-        convs = [nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths)]
+        convs = [_conv(a, b, depthwise) for a, b in pairwise(widths)]
         self.convs, self.norms = (
             nn.ModuleList(convs),
             nn.ModuleList(_norm(outputs, folds=i > 0) for i in range(config.convs)),
@@ -67,6 +79,20 @@ class Layer(Recomputed):
             x = self.activation(x)
             first = x if first is None else first
         return x
+
+
+def _conv(inputs: int, outputs: int, depthwise: int) -> nn.Module:
+    if not depthwise:
+        return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    each = nn.Conv2d(inputs, inputs, depthwise, padding=depthwise // 2, groups=inputs, bias=False)
+    return nn.Sequential(each, nn.Conv2d(inputs, outputs, 1, bias=False))
+
+
+def _pass_each(depthwise: nn.Conv2d) -> None:
+    """Each channel as it is, plus a random filter of norm 1/2."""
+    weight, middle = depthwise.weight, depthwise.weight.shape[-1] // 2
+    weight.div_(2 * weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+    weight[:, 0, middle, middle] += 1
 
 
 def _norm(channels: int, folds: bool) -> nn.Module:
@@ -94,8 +120,9 @@ class Airbench(nn.Module):
         self.conv1 = nn.Conv2d(images, stem, config.whiten)
         self.conv1.weight.requires_grad_(False)
         self.layer_names = [f"layer{i}" for i in range(1, len(config.channels) + 1)]
-        for name, inputs, outputs in zip(self.layer_names, (stem, *config.channels), config.channels, strict=False):
-            self.add_module(name, Layer(config, inputs, outputs))
+        depthwise = per_layer(config.depthwise, len(config.channels))
+        for i, (inputs, outputs) in enumerate(pairwise((stem, *config.channels))):
+            self.add_module(self.layer_names[i], Layer(config, inputs, outputs, depthwise[i]))
         self.linear = nn.Linear(config.channels[-1], classes, bias=False)
         self.activation = ACTIVATIONS[config.activation]
 
@@ -108,11 +135,13 @@ class Airbench(nn.Module):
     @torch.no_grad()
     def settle(self) -> None:
         """What a fresh network has of its own: convolutions begin by passing inputs on, logits near zero."""
-        for name in self.layer_names:
-            for conv in self.get_submodule(name).convs:  # type: ignore[union-attr]
-                inputs = conv.weight.shape[1]
-                conv.weight.mul_((conv.weight.shape[0] / (6 * inputs)) ** 0.5)  # to torch's variance, 1 / (3 fan_in)
-                nn.init.dirac_(conv.weight[:inputs])
+        convs = [m for name in self.layer_names for m in self.get_submodule(name).modules() if isinstance(m, nn.Conv2d)]
+        for conv in convs:
+            if conv.groups > 1:
+                _pass_each(conv)
+            else:
+                conv.weight.mul_((conv.out_channels / (6 * conv.in_channels)) ** 0.5)  # to torch's: 1 / (3 fan_in)
+                nn.init.dirac_(conv.weight[: conv.in_channels])
         self.linear.weight.mul_((self.linear.out_features / 2) ** 0.5 / self.linear.in_features)
 
     @torch.no_grad()

@@ -16,7 +16,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of X <- aX + (bA + cA^2)X, A = XX^T:
 
 class Muon(torch.optim.SGD):
     """SGD whose groups with `orthogonal` = True are stepped by Muon: `beta` is their momentum (Nesterov's), `steps`
-    Newton-Schulz iterations; with `unit`, each of their matrices is first scaled to the 2-norm sqrt(out)."""
+    Newton-Schulz iterations; with `unit`, each of their matrices is first scaled to the 2-norm sqrt(out). With
+    `depthwise`, each channel's filter is a matrix of its own: it steps by 1 along its momentum."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -34,12 +35,23 @@ class Muon(torch.optim.SGD):
             moved = state["momentum_buffer"]
             moved.mul_(group["beta"]).add_(weight.grad)
             if group["unit"]:
-                rows = weight.flatten(1).any(1).sum().to(weight.dtype)  # those that padding has added are zero
-                weight.mul_(rows.sqrt() / weight.norm().clamp_min(1e-12))
+                weight.copy_(each_unit(weight) if group.get("depthwise") else _unit(weight))
             assert weight.grad is not None
             weight.grad.add_(moved, alpha=group["beta"])
-        for weight, update in zip(weights, orthogonal([w.grad for w in weights], group["steps"]), strict=True):  # type: ignore[misc]
+        gradients: list[Tensor] = [weight.grad for weight in weights]  # type: ignore[misc]
+        turned = [each_unit(g) for g in gradients] if group.get("depthwise") else orthogonal(gradients, group["steps"])
+        for weight, update in zip(weights, turned, strict=True):
             weight.grad = update
+
+
+def _unit(weight: Tensor) -> Tensor:
+    rows = weight.flatten(1).any(1).sum().to(weight.dtype)  # those that padding has added are zero
+    return weight * (rows.sqrt() / weight.norm().clamp_min(1e-12))
+
+
+def each_unit(filters: Tensor) -> Tensor:
+    """[channels, 1, k, k], each channel's at norm 1."""
+    return filters / torch.linalg.vector_norm(filters, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
 
 
 def orthogonal(gradients: list[Tensor], steps: int) -> list[Tensor]:

@@ -54,8 +54,8 @@ class AdamW(Table, tag_field="name", tag="adamw"):
 
 
 class Muon(Table, tag_field="name", tag="muon"):
-    """Recipe table [optimizer] with name = "muon": orthogonal steps for convolutions that a norm follows (so those
-    without a bias) and mix channels, SGD with Nesterov's momentum for all else (Jordan et al. 2024)."""
+    """Recipe table [optimizer] with name = "muon": orthogonal steps for convolutions without a bias (those that a norm
+    follows), dense or depthwise, SGD with Nesterov's momentum for all else (Jordan et al. 2024)."""
 
     lr: Rate = 0.24
     """Of those convolutions."""
@@ -104,12 +104,17 @@ def build(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
 
 def _muon_groups(config: Muon, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The convolutions that Muon takes out of `groups` (weights, vectors), and these with SGD's settings."""
-    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is None and m.groups == 1]
-    taken = {id(conv.weight) for conv in convs if conv.weight.requires_grad}
-    matrices = [p for p in groups[0]["params"] if id(p) in taken]
-    groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in taken]
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is None and m.weight.requires_grad]
+    dense = {id(conv.weight) for conv in convs if conv.groups == 1}
+    depthwise = {id(conv.weight) for conv in convs if conv.groups == conv.in_channels > 1}
+    first = {"orthogonal": True, "beta": config.momentum, "steps": config.steps, "unit": config.unit}
+    turned = [
+        first | {"params": [p for p in groups[0]["params"] if id(p) in chosen], "depthwise": chosen is depthwise}
+        for chosen in (dense, depthwise)
+        if chosen
+    ]
+    groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in dense | depthwise]
     for group, rate in zip(groups, (config.sgd_lr, config.vector_lr), strict=True):
         group |= {"weight_decay": group["weight_decay"] / rate, "scale": rate / config.lr}
         group |= {"momentum": config.sgd_momentum, "nesterov": config.sgd_momentum > 0}
-    first = {"params": matrices, "orthogonal": True, "beta": config.momentum, "steps": config.steps}
-    return [first | {"unit": config.unit}, *groups]
+    return [*turned, *groups]
