@@ -15,6 +15,7 @@ PACKAGE = ROOT / "weightclass"
 STOREYS = (
     {"__main__"},
     {"cli"},
+    {"options"},
     {"report"},
     {"search"},
     {"study", "edge"},

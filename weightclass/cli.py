@@ -7,112 +7,16 @@ import os
 import re
 import sys
 import time
-from fractions import Fraction
 from typing import Any
 
 import click
 
-from weightclass import __version__, ranks
+from weightclass import __version__, options, ranks
 from weightclass.errors import UserError
+from weightclass.options import Place, Seeds, Share
 
 _STARTED = time.monotonic()
 _SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
-
-
-class Numbers(click.ParamType):
-    """`0.5,0.5,0.5`"""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        try:
-            parts = re.split(r"[,\s]+", value.strip("()[], ")) if isinstance(value, str) else value
-            return tuple(map(float, parts))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 0.5,0.5,0.5", param, ctx)
-
-
-def _several(*options: Any) -> Any:
-    """Options that several verbs share, as one decorator."""
-
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-class Seeds(click.ParamType):
-    """`3` is the seeds 0, 1 and 2; `0,4,7` are those."""
-
-    name = "seeds"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        if not isinstance(value, str):  # the default
-            return value
-        if not re.fullmatch(r"[1-9][0-9]{0,2}|[0-9]+(, *[0-9]+)+", value):
-            self.fail(f"{value!r}: write how many (1 to 999), such as 3, or which, such as 0,4,7", param, ctx)
-        return tuple(map(int, value.split(","))) if "," in value else tuple(range(int(value)))
-
-
-class Share(click.ParamType):
-    """`1/8` or `0.125`, above 0 and at most 1."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        try:
-            share = float(Fraction(value))
-        except (ValueError, ZeroDivisionError):
-            share = 0.0
-        return share if 0 < share <= 1 else self.fail(f"{value!r} is not a share such as 1/8", param, ctx)
-
-
-class Place(click.ParamType):
-    """A file (with this suffix) or folder to write; an empty name (an unset variable, most likely) is a mistake."""
-
-    name = "place"
-
-    def __init__(self, suffix: str = "") -> None:
-        self.suffix = suffix
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        if not value.endswith(self.suffix):
-            self.fail(f"{value!r}: name a {self.suffix} file", param, ctx)
-        return value or self.fail("an empty name", param, ctx)
-
-
-class Cluster(click.ParamType):
-    """`local`, `auto` or an address of Ray's, such as `10.0.0.1:6379`; what follows a bare --ray may be none."""
-
-    name = "cluster"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        if value in ("local", "auto") or re.fullmatch(r"\S+:[0-9]+", value):
-            return value
-        return self.fail(f"{value!r}: write HOST:PORT, auto or local (a bare --ray goes last)", param, ctx)
-
-
-_device = click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu")
-_published = _several(
-    click.option("--mean", type=Numbers(), default=(), help="of a published checkpoint's images, as 0.5,0.5,0.5"),
-    click.option("--std", type=Numbers(), default=(), help="the same"),
-    click.option("--pool", default="", help="its pool, such as avg(4), where its weights leave that open"),
-    click.option("--size", type=click.IntRange(1, 4096), help="height and width of its images  [default: 32]"),
-)
-_ray = click.option(
-    "--ray", type=Cluster(), is_flag=False, flag_value="local", help="as workers of this Ray cluster, or of a local one"
-)
-_limits = _several(
-    click.option("--budget", default="", help="parameters to stay under, such as 5M"),
-    click.option("--macs", default="", help="multiply-accumulates of one image to stay under, such as 1.2G"),
-    click.option("--bytes", "size", default="", help="bytes of the float32 weights to stay under, such as 2MB"),
-    click.option(
-        "--latency-ms", type=click.FloatRange(0, min_open=True), help="of one image, one thread, measured here"
-    ),
-)
-_recipe = click.argument("words", nargs=-1, metavar="[RECIPE] [table.key=value]...")
 
 
 class Verbs(click.Group):
@@ -136,7 +40,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_recipe
+@options.recipe
 @click.option(
     "--out", type=Place(), metavar="FOLDER", default="runs", show_default=True, help="where the run folders go"
 )
@@ -163,7 +67,7 @@ def train(words: tuple[str, ...], out: str, data: str, budget: str, time_limit: 
 
 
 @cli.command(short_help="Ask a recipe's teachers once, ahead of its training.")
-@_recipe
+@options.recipe
 @click.option("--out", type=Place(), metavar="FOLDER", help="where their logits go  [default: distill.cache]")
 @click.option("--time-limit", default="", help="save and stop in time: 90s, 9m, 1.5h")
 def teach(words: tuple[str, ...], out: str | None, time_limit: str) -> int:
@@ -188,8 +92,8 @@ def teach(words: tuple[str, ...], out: str | None, time_limit: str) -> int:
 @click.option("--views", is_flag=True, help="also with test-time views (mirrored, shifted), reported apart")
 @click.option("--robustness", is_flag=True, help="also on corrupted images: 15 kinds x 5 severities, CIFAR-10-C style")
 @click.option("--save", type=Place(), metavar="FOLDER", help="draw confusions, calibration and mistakes there")
-@_device
-@_published
+@options.device
+@options.published
 def evaluate(
     model: str,
     split: str,
@@ -238,8 +142,8 @@ def evaluate(
 @click.option("--csv", type=Place(), metavar="FILE", help="write id,label,confidence there")
 @click.option("--json", "jsonl", type=Place(), metavar="FILE", help="write one JSON object a line there")
 @click.option("--fit", help="crop, pad or squash pictures into the model's shape  [default: the model's]")
-@_device
-@_published
+@options.device
+@options.published
 def predict(
     model: str, images: tuple[str, ...], top: int, csv: str, jsonl: str, fit: Any, device: str, **said: Any
 ) -> int:
@@ -263,7 +167,7 @@ def predict(
 
 
 @cli.command(short_help="Weigh a network against its budget.")
-@_recipe
+@options.recipe
 @click.option("--draw", type=Place(".png"), metavar="FILE", help="save a drawing of the network as this .png")
 def weigh(words: tuple[str, ...], draw: str) -> int:
     """Weigh a recipe's network against its budget: parameters, MACs, bytes, activations."""
@@ -284,8 +188,8 @@ def weigh(words: tuple[str, ...], draw: str) -> int:
 
 
 @cli.command(short_help="List networks that fill a budget, to train.")
-@_recipe
-@_limits
+@options.recipe
+@options.limits
 @click.option("--image-size", type=click.IntRange(1, 4096), help="of images that no RECIPE names  [default: 32]")
 @click.option("--channels", type=click.IntRange(1, 64), help="the same  [default: 3]")
 @click.option("--classes", type=click.IntRange(2, 1_000_000), help="the same  [default: 10]")
@@ -319,7 +223,7 @@ def design(words: tuple[str, ...], latency_ms: float | None, top: int, save: str
 
 
 @cli.command(short_help="Draw what a recipe's network would see.")
-@_recipe
+@options.recipe
 @click.option(
     "--save", type=Place(".png"), metavar="FILE", default="samples.png", show_default=True, help="the picture"
 )
@@ -344,7 +248,7 @@ def samples(words: tuple[str, ...], save: str, images: int, draws: int) -> int:
 @click.option("--subset", type=click.IntRange(0), default=0, help="a pilot: on this many training images")
 @click.option("--width", type=Share(), default=1.0, help="a pilot: this share of all channels, such as 1/8")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
-@_ray
+@options.ray
 @click.option("--out", type=Place(), metavar="FOLDER", default="runs", show_default=True, help="where all runs go")
 @click.option("--time-limit", default="", help="save and stop in time: 90s, 9m, 1.5h")
 @click.option("--quiet", is_flag=True, help="one line a run")
@@ -389,8 +293,8 @@ def study(
 
 
 @cli.command(short_help="Find the best recipe under a budget, on your images.")
-@_recipe
-@_limits
+@options.recipe
+@options.limits
 @click.option("--trials", type=click.IntRange(1, 100_000), default=20, show_default=True, help="recipes to try")
 @click.option("--epochs", type=click.IntRange(0), default=0, help="of a trial  [default: a tenth of the recipe's]")
 @click.option(
@@ -400,7 +304,7 @@ def study(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of the proposals")
 @click.option("--final/--no-final", default=True, help="train the best in full  [default: final]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
-@_ray
+@options.ray
 @click.option("--storage", default="", metavar="URL", help="a database of several machines  [default: a file]")
 @click.option("--out", type=Place(), metavar="FOLDER", default="runs", show_default=True, help="where all runs go")
 @click.option("--time-limit", default="", help="save and stop in time: 90s, 9m, 1.5h")
@@ -475,7 +379,7 @@ def search(
 @click.option("--data-path", default="", help="where the data lies, if not where the recipe says")
 @click.option("--agreement", type=click.FloatRange(0, 1, min_open=True), help="least share of equal top-1 classes")
 @click.option("--per-tensor", is_flag=True, help="begin int8 with one scale a weight, not one a channel")
-@_published
+@options.published
 def export(
     model: str,
     more: tuple[str, ...],
@@ -521,7 +425,7 @@ def export(
 @click.option("--seconds", type=click.FloatRange(0.1), default=30.0, show_default=True, help="time spent on timing")
 @click.option("--json", "as_json", type=Place(), metavar="FILE", help="write the rows there")
 @click.option("--markdown", type=Place(), metavar="FILE", help="write the table there")
-@_published
+@options.published
 def bench(
     model: str,
     files: tuple[str, ...],
