@@ -18,6 +18,8 @@ from weightclass.recipe import Recipe
 from weightclass.training.optim import AdamW
 
 PARAMS = {
+    "100k": 99_641,
+    "300k": 268_552,
     "700k": 667_928,
     "efficient-resnet": 4_697_742,
     "folder": 700_434,
@@ -133,7 +135,7 @@ def test_one_level_of_base_only(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("quikstart", r"no recipe is called 'quikstart': did you mean quickstart\? \(or a path ending in .toml\)"),
-        ("zzz", "choose from 700k, efficient-resnet, folder, mobilenetv2, paper-97, "),
+        ("zzz", "choose from 100k, 300k, 700k, efficient-resnet, folder, mobilenetv2, "),
         ("", "no recipe is called ''"),
         ("absent.toml", "recipe absent.toml: cannot be read: No such file or directory"),
         ("some/where", "recipe some/where: cannot be read"),

@@ -259,6 +259,20 @@ def test_ends_on_the_slow_weights_and_their_statistics(
     assert momenta == {0.1}
 
 
+@pytest.mark.parametrize(("micro", "group"), [(0, 0), (0, 4), (8, 4)])
+def test_ends_on_statistics_of_its_last_weights(tmp_path: Path, micro: int, group: int) -> None:
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 16, "micro_batch": micro, "bn_group": group}
+    moving, settled = Run(Train(**settings)), Run(Train(**settings, settle=True))
+    for run in (moving, settled):
+        assert run.fit(tmp_path / str(run.plan.train.settle)) is None
+    groups = [part for batch in moving.batches(2) for part in batch.images.split(group or 16)]
+    model = moving.state.model
+    expected = dict(model.named_parameters()) | plain_steps.statistics(model, groups)
+    judged = settled.state.evaluated.state_dict()
+    assert_close({name: judged[name] for name in expected}, expected, 1e-10)
+    assert not torch.allclose(judged["bn1.running_mean"], moving.state.model.state_dict()["bn1.running_mean"])
+
+
 def test_slow_weights_that_would_never_move_are_refused(tmp_path: Path) -> None:
     assert Run(Train(epochs=1, batch_size=16, lookahead=3)).fit(tmp_path) is None
     with pytest.raises(UserError, match=r"train\.lookahead = 4: the whole training has only 3 steps"):
@@ -268,12 +282,15 @@ def test_slow_weights_that_would_never_move_are_refused(tmp_path: Path) -> None:
 def test_ten_thousand_images_or_an_epoch_give_the_statistics() -> None:
     plan = Run(Train(batch_size=16, lookahead=5)).plan
     for size, steps, batches in ((16, 3, 3), (128, 390, 79), (1000, 50, 10), (20_000, 3, 1)):
-        assert replace(plan, train=Train(batch_size=size, lookahead=5), steps_per_epoch=steps).settling == batches
+        for settings in ({"lookahead": 5}, {"settle": True}):
+            plan = replace(plan, train=Train(batch_size=size, **settings), steps_per_epoch=steps)  # type: ignore[arg-type]
+            assert plan.settling == batches
     assert replace(plan, train=Train()).settling == 0
 
 
-def test_a_kill_while_the_statistics_are_measured_costs_nothing(tmp_path: Path) -> None:
-    runs = [Run(Train(epochs=2, batch_size=16, lookahead=4), dropout=0.2) for _ in range(3)]
+@pytest.mark.parametrize("settings", [{"lookahead": 4}, {"settle": True}])
+def test_a_kill_while_the_statistics_are_measured_costs_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
+    runs = [Run(Train(epochs=2, batch_size=16, **settings), dropout=0.2) for _ in range(3)]
     runs[0].fit(tmp_path / "whole")
     served = runs[1].batches
 
@@ -559,6 +576,7 @@ def test_a_graph_never_finds_gradients_in_its_own_memory(
         ({"lookahead_alpha": 1.5}, "lookahead_alpha = 1.5: expected float <= 1"),
         ({"clip_norm": 1.0, "clip_value": 0.1}, "both bound the gradient: set one of them to 0"),
         ({"lookahead": 5, "ema": 0.9}, "lookahead and ema both average the weights"),
+        ({"settle": True, "ema": 0.9}, "settle measures running statistics, which ema averages"),
         ({"micro_batch": 256}, "and at most batch_size"),
         ({"bn_group": 256}, "and at most batch_size"),
         ({"micro_batch": 32}, "bn_group (128) must divide micro_batch (32)"),

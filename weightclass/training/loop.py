@@ -67,6 +67,9 @@ class Train(Table):
     fast weights with the running statistics of their training."""
     lookahead_alpha: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Share of the way to the fast weights that the slow ones go."""
+    settle: bool = False
+    """End with running statistics measured anew with the last weights, as Lookahead always does: a moving average of
+    small batches is noisy, and it lags behind."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     checkpoint_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 60.0
 
@@ -84,6 +87,8 @@ class Train(Table):
             raise ValueError("clip_norm and clip_value both bound the gradient: set one of them to 0")
         if self.lookahead and self.ema:
             raise ValueError("lookahead and ema both average the weights that get shipped: set one of them to 0")
+        if self.settle and self.ema:
+            raise ValueError("settle measures running statistics, which ema averages: set settle = false, or ema = 0")
 
     @property
     def length(self) -> int:
@@ -163,7 +168,9 @@ class Plan:
     def settling(self) -> int:
         """Batches after the last step, see `settle`: 10,000 images, with which running statistics are as good as they
         get (PreciseBN in Wu & Johnson 2021 takes 10^3 to 10^4), or one epoch."""
-        return min(math.ceil(10_000 / self.train.batch_size), self.steps_per_epoch) if self.train.lookahead else 0
+        if not (self.train.settle or self.train.lookahead):
+            return 0
+        return min(math.ceil(10_000 / self.train.batch_size), self.steps_per_epoch)
 
 
 class Watcher(Protocol):
@@ -195,7 +202,7 @@ def fit(
     start = state.step
     try:
         stopped = _epochs(state, plan, batches, keeper, watcher)
-        if state.lookahead and not stopped and not ranks.here.rank:
+        if plan.settling and not stopped and not ranks.here.rank:
             with ranks.alone():
                 settle(state, plan, batches)
         return stopped
@@ -350,14 +357,14 @@ def _update(state: State, plan: Plan) -> None:
 
 
 def settle(state: State, plan: Plan, batches: Callable[[int, int], Iterator[Batch]]) -> None:
-    """End a training with Lookahead: the slow weights become the network's, and its running statistics theirs.
+    """End a training: Lookahead's slow weights become the network's, and running statistics those of its last weights.
 
     Those are the plain mean over `plan.settling` batches (over their groups of `bn_group` images) of the epoch that
     would come next, in full precision, as the network is judged. All of it is a function of the last checkpoint, so a
     sitting that is killed here loses nothing, and the next one settles on the same bits.
     """
-    assert state.lookahead
-    state.lookahead.hand_over(state.model)
+    if state.lookahead:
+        state.lookahead.hand_over(state.model)
     ahead = islice(batches(plan.train.length, 0), plan.settling)
     update_bn((images for batch in ahead for images, *_ in _pieces(state, plan, batch)), state.model)
 
