@@ -25,6 +25,7 @@ KINDS = [
     ("model.downsample=avgpool", "model.dropout=0.3"),
     ("model.name=mobilenetv2", "model.width=0.1"),
     ("model.name=airbench", "model.channels=8,12"),
+    ("model.name=airbench", "model.channels=8,12", "model.whiten_bias=false", "model.depthwise=0,3"),
     ("model.name=mbconv", "model.blocks=1,2", "model.channels=8,12"),
 ]
 

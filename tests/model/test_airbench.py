@@ -93,6 +93,14 @@ def test_no_filter_is_empty_whatever_the_images() -> None:
     assert model.conv1.weight.isfinite().all()
 
 
+def test_without_a_bias_no_gradient_goes_below_the_first_layer() -> None:
+    channels = (8, 12, 16)
+    with_it, without = (acquainted(AirbenchConfig(channels=channels, whiten_bias=bias)) for bias in (True, False))
+    assert torch.equal(with_it(images(4, *CIFAR)), without(images(4, *CIFAR)))  # it starts at 0
+    assert sum(p.numel() for p in with_it.parameters()) - sum(p.numel() for p in without.parameters()) == 24
+    assert not any(p.requires_grad for p in without.conv1.parameters())
+
+
 def test_residual_layers_add_what_their_first_convolution_came_to() -> None:
     network = AirbenchConfig(channels=(8, 8), convs=3, residual=True)
     model, plain = acquainted(network), acquainted(AirbenchConfig(channels=(8, 8), convs=3))

@@ -40,6 +40,9 @@ class AirbenchConfig(Table, kw_only=True, tag_field="name", tag="airbench"):
     whiten: Annotated[int, msgspec.Meta(ge=1, le=5)] = 2
     """Kernel of the stem, which is not trained: patches of that size along their principal axes and against them, at
     equal variance; 0 pixels of padding."""
+    whiten_bias: bool = True
+    """Give the stem a bias, which is trained. Without, no gradient is needed below the first layer's convolution, and a
+    step of a small network takes four fifths of the time."""
     activation: Literal["relu", "gelu", "silu"] = "gelu"
 
     def __post_init__(self) -> None:
@@ -117,7 +120,7 @@ class Airbench(nn.Module):
             )
         self.config = config
         stem = 2 * images * config.whiten**2
-        self.conv1 = nn.Conv2d(images, stem, config.whiten)
+        self.conv1 = nn.Conv2d(images, stem, config.whiten, bias=config.whiten_bias)
         self.conv1.weight.requires_grad_(False)
         self.layer_names = [f"layer{i}" for i in range(1, len(config.channels) + 1)]
         depthwise = per_layer(config.depthwise, len(config.channels))
